@@ -1,0 +1,13 @@
+//! What a quantized number means: [`QType`], how to find a range, how to round, and the array that results.
+
+#![forbid(unsafe_code)]
+
+mod error;
+mod how;
+mod qarray;
+mod qtype;
+
+pub use error::QuantError;
+pub use how::{Calibration, Granularity, HowToQuantize, Tile};
+pub use qarray::QArray;
+pub use qtype::{Codec, QType, ScaleRounding};
