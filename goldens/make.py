@@ -1,0 +1,43 @@
+"""Makes every golden again. `python goldens/make.py [models|ops|dtypes|qarray] [name…]`"""
+
+import os
+import sys
+import traceback
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+
+def apart(fn, *args) -> bool:
+  """Runs fn in a child: XLA numbers what it lowers from a counter per process."""
+  sys.stdout.flush()
+  pid = os.fork()
+  if pid == 0:
+    status = 1
+    try:
+      fn(*args)
+      status = 0
+    except BaseException:  # pylint: disable=broad-except
+      traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+  ok = os.waitpid(pid, 0)[1] == 0
+  if not ok:
+    print('FAILED', *args[:1])
+  return ok
+
+
+def main():
+  section, names = (sys.argv[1] if len(sys.argv) > 1 else 'all'), sys.argv[2:]
+  ok = True
+  if section in ('all', 'models'):
+    import make_models
+    import models
+    import rules
+    for name in names or models.MODELS:
+      ok &= apart(make_models.make_model, name, [c for c in rules.CASES if c[0] == name])
+  sys.exit(0 if ok else 1)
+
+
+if __name__ == '__main__':
+  main()
