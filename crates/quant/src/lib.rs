@@ -2,11 +2,13 @@
 
 #![forbid(unsafe_code)]
 
+mod dims;
 mod error;
 mod how;
 mod qarray;
 mod qtype;
 
+pub use dims::{ConvDims, DotDims, WindowDim};
 pub use error::QuantError;
 pub use how::{Calibration, Granularity, HowToQuantize, Tile};
 pub use qarray::QArray;

@@ -1,0 +1,71 @@
+//! Why a graph cannot run.
+
+use qwix_array::ArrayError;
+use qwix_graph::Path;
+use qwix_quant::QuantError;
+
+/// What can go wrong when a graph is compiled or run.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EvalError {
+    /// An array could not be made or read.
+    #[error(transparent)]
+    Array(#[from] ArrayError),
+    /// An array could not be quantized, or a quantized product not computed.
+    #[error(transparent)]
+    Quant(#[from] QuantError),
+    /// A variable of the graph was not given.
+    #[error("parameter `{path}` is missing: expected {expected}")]
+    MissingParam {
+        /// Its path.
+        path: Path,
+        /// Its type.
+        expected: String,
+    },
+    /// A variable that the graph does not have.
+    #[error("parameter `{path}` is not one of the model's{hint}")]
+    ExtraParam {
+        /// Its path.
+        path: Path,
+        /// A similar path, in words, or nothing.
+        hint: String,
+    },
+    /// A value of another type than the graph's.
+    #[error("{what}: expected {expected}, found {found}")]
+    WrongType {
+        /// Which parameter, input or node.
+        what: String,
+        /// The graph's type.
+        expected: String,
+        /// The value's.
+        found: String,
+    },
+    /// Too many or too few inputs.
+    #[error("the model takes {expected} inputs, found {found}")]
+    InputCount {
+        /// How many it takes.
+        expected: usize,
+        /// How many were given.
+        found: usize,
+    },
+    /// An op without a meaning here.
+    #[error("op `{opcode}` (instruction `{instruction}`, module `{module}`) is not supported: {reason}")]
+    Unsupported {
+        /// HLO's name.
+        opcode: String,
+        /// The node's name.
+        instruction: String,
+        /// The node's scope.
+        module: String,
+        /// What is missing.
+        reason: String,
+    },
+    /// A node that could not be computed.
+    #[error("instruction `{instruction}`: {reason}")]
+    Node {
+        /// The node's name.
+        instruction: String,
+        /// What went wrong.
+        reason: String,
+    },
+}

@@ -1,0 +1,20 @@
+//! HLO modules after inlining: a list of [`Node`]s in which every operand comes before its users.
+//!
+//! HLO's ops and types, and one thing more: a quantized array is a type ([`Type::QArray`]), made by
+//! [`Op::Quantize`] and taken by `dot` and `convolution`.
+
+#![forbid(unsafe_code)]
+
+mod graph;
+mod op;
+mod path;
+mod ty;
+
+pub use graph::{Computation, Graph, Metadata, Node, NodeId, Parameter, Prep, Role, Slot};
+pub use op::{
+    BinaryOp, CompareOrder, Comparison, CustomCall, GatherDims, Op, PadDim, RngAlgorithm, ScatterDims,
+    SliceDim, UnaryOp, Unsupported,
+};
+pub use path::{KeyPath, Path};
+pub use qwix_quant::{ConvDims, DotDims, WindowDim};
+pub use ty::{ArrayType, QArrayType, Type};
