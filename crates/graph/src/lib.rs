@@ -5,11 +5,13 @@
 
 #![forbid(unsafe_code)]
 
+mod error;
 mod graph;
 mod op;
 mod path;
 mod ty;
 
+pub use error::GraphError;
 pub use graph::{Computation, Graph, Metadata, Node, NodeId, Parameter, Prep, Role, Slot};
 pub use op::{
     BinaryOp, CompareOrder, Comparison, CustomCall, GatherDims, Op, PadDim, RngAlgorithm, ScatterDims,

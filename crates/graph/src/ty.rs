@@ -3,7 +3,7 @@
 use std::fmt;
 
 use qwix_array::DType;
-use qwix_quant::HowToQuantize;
+use qwix_quant::{Calibration, Granularity, HowToQuantize, Tile};
 
 /// An array's dtype and shape.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -67,5 +67,62 @@ impl Type {
             Type::QArray(q) => Some(&q.array),
             Type::Tuple(_) | Type::Token => None,
         }
+    }
+}
+
+impl fmt::Display for QArrayType {
+    /// `q[int8 f32[8,16] {channelwise,_} absmax]`: the qtype, the array that it stands for, a granularity an axis and
+    /// the calibration.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "q[{} {} {{", self.how.qtype, self.array)?;
+        for (i, granularity) in self.how.granularity.iter().enumerate() {
+            f.write_str(if i == 0 { "" } else { "," })?;
+            match granularity {
+                Granularity::Shared => f.write_str("_")?,
+                Granularity::Channelwise => f.write_str("channelwise")?,
+                Granularity::Tiled(Tile::Size(size)) => write!(f, "tile {size}")?,
+                Granularity::Tiled(Tile::Fraction(fraction)) => write!(f, "tile {fraction:?}x")?,
+            }
+        }
+        f.write_str("}")?;
+        match self.how.calibration {
+            Calibration::AbsMax { scale: None } => f.write_str(" absmax")?,
+            Calibration::AbsMax { scale: Some(s) } => write!(f, " absmax,{s:?}")?,
+            Calibration::MinMax { scale: None } => f.write_str(" minmax")?,
+            Calibration::MinMax { scale: Some(s) } => write!(f, " minmax,{s:?}")?,
+            Calibration::Rms { scale } => write!(f, " rms,{scale:?}")?,
+            Calibration::Fixed { min, max } => write!(f, " fixed,{min:?},{max:?}")?,
+        }
+        f.write_str("]")
+    }
+}
+
+impl fmt::Display for Type {
+    /// HLO's way, quantized arrays in ours: `(f32[2,3], s32[])`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Type::Array(array) => write!(f, "{array}"),
+            Type::QArray(q) => write!(f, "{q}"),
+            Type::Tuple(elements) => {
+                f.write_str("(")?;
+                for (i, element) in elements.iter().enumerate() {
+                    write!(f, "{}{element}", if i == 0 { "" } else { ", " })?;
+                }
+                f.write_str(")")
+            }
+            Type::Token => f.write_str("token[]"),
+        }
+    }
+}
+
+impl From<ArrayType> for Type {
+    fn from(array: ArrayType) -> Self {
+        Type::Array(array)
+    }
+}
+
+impl From<QArrayType> for Type {
+    fn from(q: QArrayType) -> Self {
+        Type::QArray(q)
     }
 }

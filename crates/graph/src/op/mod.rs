@@ -2,6 +2,7 @@
 
 mod elementwise;
 mod indexing;
+mod walk;
 
 use std::sync::Arc;
 
