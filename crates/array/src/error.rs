@@ -50,4 +50,14 @@ pub enum ArrayError {
         /// The shape asked for.
         to: Vec<usize>,
     },
+    /// Axes, sizes or bounds that do not fit an array's shape.
+    #[error("cannot {what} an array of shape {shape:?}: {why}")]
+    Layout {
+        /// The operation.
+        what: &'static str,
+        /// The array's shape.
+        shape: Vec<usize>,
+        /// What does not fit.
+        why: String,
+    },
 }

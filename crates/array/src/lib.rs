@@ -12,6 +12,7 @@ mod dtype;
 mod element;
 mod error;
 mod float;
+mod layout;
 
 pub use array::{Array, Buffer};
 pub use dtype::DType;
