@@ -11,6 +11,11 @@ use crate::{ArrayError, DType, Element, element_count};
 pub trait Buffer: Send + Sync {
     /// All the bytes; the same ones on every call.
     fn bytes(&self) -> &[u8];
+
+    /// All the bytes, to write to; `None` when they may not be written (a mapped file).
+    fn bytes_mut(&mut self) -> Option<&mut [u8]> {
+        None
+    }
 }
 
 struct Owned<T>(Vec<T>);
@@ -18,6 +23,10 @@ struct Owned<T>(Vec<T>);
 impl<T: Element> Buffer for Owned<T> {
     fn bytes(&self) -> &[u8] {
         bytemuck::cast_slice(&self.0)
+    }
+
+    fn bytes_mut(&mut self) -> Option<&mut [u8]> {
+        Some(bytemuck::cast_slice_mut(&mut self.0))
     }
 }
 
@@ -158,6 +167,11 @@ impl Array {
         &self.buffer.bytes()[self.range.clone()]
     }
 
+    /// The bytes, to write to in place: `None` when another array shares them or they may not be written.
+    pub fn bytes_mut(&mut self) -> Option<&mut [u8]> {
+        Arc::get_mut(&mut self.buffer)?.bytes_mut()?.get_mut(self.range.clone())
+    }
+
     /// The elements; borrowed unless the bytes are not aligned for `T`.
     ///
     /// # Errors
@@ -231,5 +245,20 @@ impl PartialEq for Array {
 impl fmt::Debug for Array {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}{:?}", self.dtype, self.shape)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_sole_owner_writes() {
+        let mut array = Array::from_vec(&[2], vec![1u8, 2]).unwrap();
+        let shared = array.clone();
+        assert!(array.bytes_mut().is_none());
+        drop(shared);
+        array.bytes_mut().unwrap()[0] = 7;
+        assert_eq!(array.bytes(), [7, 2]);
     }
 }
