@@ -113,6 +113,7 @@ impl fmt::Display for Type {
                 f.write_str(")")
             }
             Type::Token => f.write_str("token[]"),
+            Type::Opaque(text) => f.write_str(text),
         }
     }
 }
