@@ -1,7 +1,7 @@
 //! Why a graph cannot run.
 
 use qwix_array::ArrayError;
-use qwix_graph::Path;
+use qwix_graph::{Node, Path};
 use qwix_quant::QuantError;
 
 /// What can go wrong when a graph is compiled or run.
@@ -68,4 +68,40 @@ pub enum EvalError {
         /// What went wrong.
         reason: String,
     },
+}
+
+impl EvalError {
+    /// An error of a node whose name the caller fills in.
+    pub(crate) fn reason(reason: impl Into<String>) -> Self {
+        EvalError::Node { instruction: String::new(), reason: reason.into() }
+    }
+
+    /// Names the node that an error came from, unless it names one already.
+    pub(crate) fn at(self, node: &Node) -> Self {
+        match self {
+            EvalError::Node { instruction, reason } if instruction.is_empty() => {
+                EvalError::Node { instruction: node.name.clone(), reason }
+            }
+            EvalError::Unsupported { opcode, instruction, reason, .. } if instruction.is_empty() => {
+                EvalError::Unsupported {
+                    opcode,
+                    instruction: node.name.clone(),
+                    module: node.metadata.op_name.clone(),
+                    reason,
+                }
+            }
+            EvalError::Array(error) => {
+                EvalError::Node { instruction: node.name.clone(), reason: error.to_string() }
+            }
+            EvalError::Quant(error) => {
+                EvalError::Node { instruction: node.name.clone(), reason: error.to_string() }
+            }
+            named @ (EvalError::Node { .. }
+            | EvalError::Unsupported { .. }
+            | EvalError::MissingParam { .. }
+            | EvalError::ExtraParam { .. }
+            | EvalError::WrongType { .. }
+            | EvalError::InputCount { .. }) => named,
+        }
+    }
 }

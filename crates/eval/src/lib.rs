@@ -3,9 +3,21 @@
 #![forbid(unsafe_code)]
 
 mod backend;
+mod cells;
 mod error;
+mod evaluate;
+mod lanes;
+mod number;
+mod ops;
+mod reference;
+mod run;
+mod signature;
 mod value;
 
 pub use backend::{Backend, Executable};
 pub use error::EvalError;
+pub use evaluate::{evaluate, evaluate_node};
+pub use reference::{ReferenceBackend, check_supported};
+pub use run::Limits;
+pub use signature::{bind_variables, check_inputs};
 pub use value::{Params, Value};

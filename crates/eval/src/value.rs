@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use qwix_array::Array;
-use qwix_graph::Path;
+use qwix_graph::{ArrayType, Path, Type};
 use qwix_quant::QArray;
 
 /// What a node yields.
@@ -13,9 +13,73 @@ pub enum Value {
     Array(Array),
     /// Quantized numbers.
     QArray(QArray),
-    /// Several values.
+    /// Several values; none for a token.
     Tuple(Vec<Value>),
 }
 
 /// The variables of a model, by path: any subtree of them, or all.
 pub type Params = BTreeMap<Path, Value>;
+
+impl Value {
+    /// Whether the value is of a type: kind, dtypes, shapes, and for quantized arrays the qtype and the number of
+    /// scales.
+    pub fn is_of(&self, ty: &Type) -> bool {
+        match (self, ty) {
+            (Value::Array(array), Type::Array(ty)) => array.dtype() == ty.dtype && array.shape() == ty.shape,
+            (Value::QArray(q), Type::QArray(ty)) => {
+                q.shape() == ty.array.shape
+                    && q.dtype() == ty.array.dtype
+                    && q.qtype() == ty.how.qtype
+                    && q.zero_point().is_some() == ty.how.calibration.is_asymmetric()
+            }
+            (Value::Tuple(values), Type::Tuple(types)) => {
+                values.len() == types.len() && values.iter().zip(types).all(|(v, t)| v.is_of(t))
+            }
+            (Value::Tuple(values), Type::Token) => values.is_empty(),
+            (Value::Array(_) | Value::QArray(_) | Value::Tuple(_), _) => false,
+        }
+    }
+
+    /// The value's type in words, for messages: `f32[2,3]`, `int8 of f32[2,3] with scales [1,3]`.
+    pub fn describe(&self) -> String {
+        match self {
+            Value::Array(array) => ArrayType::new(array.dtype(), array.shape()).to_string(),
+            Value::QArray(q) => format!(
+                "{} of {} with scales {:?}{}",
+                q.qtype(),
+                ArrayType::new(q.dtype(), q.shape()),
+                q.scale().shape(),
+                if q.zero_point().is_some() { " and zero points" } else { "" }
+            ),
+            Value::Tuple(values) => {
+                format!("({})", values.iter().map(Value::describe).collect::<Vec<_>>().join(", "))
+            }
+        }
+    }
+
+    /// The arrays of the value in order, tuples flattened; a quantized array counts as one that is not plain.
+    pub(crate) fn flatten(self, into: &mut Vec<Array>) -> Result<(), QArray> {
+        match self {
+            Value::Array(array) => into.push(array),
+            Value::QArray(q) => return Err(q),
+            Value::Tuple(values) => {
+                for value in values {
+                    value.flatten(into)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl From<Array> for Value {
+    fn from(array: Array) -> Self {
+        Value::Array(array)
+    }
+}
+
+impl From<QArray> for Value {
+    fn from(q: QArray) -> Self {
+        Value::QArray(q)
+    }
+}

@@ -1,0 +1,169 @@
+//! The meaning of one node.
+
+use qwix_array::{Array, DType};
+use qwix_graph::{ArrayType, CustomCall, Node, Op, Type};
+
+use crate::ops::{control, elementwise, shape};
+use crate::run::Context;
+use crate::{EvalError, Limits, Value};
+
+/// The value of a node with this op and type, from its operands' values. Nested computations run without a limit on
+/// their loops.
+///
+/// # Errors
+/// When the op has no meaning here, or the operands do not fit it. The error names no instruction, except one of a
+/// nested computation; [`evaluate_node`] adds the name.
+pub fn evaluate(op: &Op, ty: &Type, operands: &[Value]) -> Result<Value, EvalError> {
+    evaluate_in(op, ty, operands, Context::new(&Limits::default()))
+}
+
+/// The value of a node from its operands' values; errors name the node.
+///
+/// # Errors
+/// As [`evaluate`].
+pub fn evaluate_node(node: &Node, operands: &[Value], limits: &Limits) -> Result<Value, EvalError> {
+    evaluate_in(&node.op, &node.ty, operands, Context::new(limits)).map_err(|e| e.at(node))
+}
+
+/// Whether the op itself can be evaluated; what it calls is not looked at.
+pub(crate) fn unsupported(op: &Op) -> Option<EvalError> {
+    let (opcode, reason) = match op {
+        Op::Unsupported(u) if u.reason.is_empty() => (u.opcode.clone(), "it has no meaning here".to_owned()),
+        Op::Unsupported(u) => (u.opcode.clone(), u.reason.clone()),
+        Op::CustomCall(call) if custom_call(call).is_none() => {
+            ("custom-call".to_owned(), format!("the target `{}` is not known", call.target))
+        }
+        _ => return None,
+    };
+    Some(EvalError::Unsupported { opcode, instruction: String::new(), module: String::new(), reason })
+}
+
+/// What the targets of custom calls mean that pass their operand on.
+fn custom_call(call: &CustomCall) -> Option<()> {
+    const IDENTITIES: [&str; 5] = [
+        "Sharding",
+        "SPMDFullToShardShape",
+        "SPMDShardToFullShape",
+        "annotate_device_placement",
+        "LayoutConstraint",
+    ];
+    IDENTITIES.contains(&call.target.as_str()).then_some(())
+}
+
+pub(crate) fn evaluate_in(
+    op: &Op,
+    ty: &Type,
+    operands: &[Value],
+    context: Context<'_>,
+) -> Result<Value, EvalError> {
+    affordable(ty)?;
+    let value = apply(op, ty, operands, context)?;
+    if value.is_of(ty) {
+        Ok(value)
+    } else {
+        Err(EvalError::reason(format!("{} yields {}, expected {ty}", op.name(), value.describe())))
+    }
+}
+
+fn apply(op: &Op, ty: &Type, operands: &[Value], context: Context<'_>) -> Result<Value, EvalError> {
+    let a = |i: usize| array(op, operands, i);
+    let out = || array_type(op, ty);
+    let result = match op {
+        Op::Parameter(number) => {
+            return Err(EvalError::reason(format!("parameter {number} has no value by itself")));
+        }
+        Op::Constant(value) => value.clone(),
+        Op::Iota { dimension } => shape::iota(out()?, *dimension)?,
+
+        Op::Unary(op) => elementwise::unary(*op, a(0)?)?,
+        Op::Binary(op) => elementwise::binary(*op, a(0)?, a(1)?)?,
+        Op::Compare { comparison, order } => elementwise::compare(*comparison, *order, a(0)?, a(1)?)?,
+        Op::Select => elementwise::select(a(0)?, a(1)?, a(2)?)?,
+        Op::Clamp => elementwise::clamp(a(0)?, a(1)?, a(2)?)?,
+        Op::Convert => a(0)?.convert(out()?.dtype),
+        Op::BitcastConvert => elementwise::bitcast(a(0)?, out()?.dtype, &out()?.shape)?,
+        Op::ReducePrecision { exponent_bits, mantissa_bits } => {
+            elementwise::reduce_precision(a(0)?, *exponent_bits, *mantissa_bits)?
+        }
+
+        Op::Broadcast { dimensions } => a(0)?.broadcast_in_dim(&out()?.shape, dimensions)?,
+        Op::Reshape => a(0)?.reshape(&out()?.shape)?,
+        Op::Transpose { permutation } => a(0)?.transpose(permutation)?,
+        Op::Slice(dims) => shape::slice(a(0)?, dims)?,
+        Op::Concatenate { dimension } => Array::concatenate(&arrays(op, operands)?, *dimension)?,
+        Op::Pad(dims) => shape::pad(a(0)?, a(1)?, dims, out()?)?,
+        Op::Reverse { dimensions } => a(0)?.reverse(dimensions)?,
+
+        Op::Tuple => return Ok(Value::Tuple(operands.to_vec())),
+        Op::GetTupleElement(index) => return control::get_tuple_element(operand(op, operands, 0)?, *index),
+        Op::While { condition, body } => {
+            return control::while_loop(condition, body, operand(op, operands, 0)?, context);
+        }
+        Op::Conditional { branches } => return control::conditional(branches, operands, context),
+        Op::Call { computation } => return crate::run::run(computation, operands.to_vec(), context),
+        Op::OptimizationBarrier => {
+            return match operands {
+                [one] => Ok(one.clone()),
+                _ => Ok(Value::Tuple(operands.to_vec())),
+            };
+        }
+        Op::CustomCall(_) | Op::Unsupported(_) => {
+            return match unsupported(op) {
+                Some(error) => Err(error),
+                None => operand(op, operands, 0).cloned(),
+            };
+        }
+        _ => return Err(EvalError::reason("todo")),
+    };
+    Ok(Value::Array(result))
+}
+
+fn operand<'a>(op: &Op, operands: &'a [Value], index: usize) -> Result<&'a Value, EvalError> {
+    operands.get(index).ok_or_else(|| {
+        EvalError::reason(format!("{} lacks operand {index} (it has {})", op.name(), operands.len()))
+    })
+}
+
+fn array<'a>(op: &Op, operands: &'a [Value], index: usize) -> Result<&'a Array, EvalError> {
+    match operand(op, operands, index)? {
+        Value::Array(array) => Ok(array),
+        value @ (Value::QArray(_) | Value::Tuple(_)) => Err(EvalError::reason(format!(
+            "{} takes an array as operand {index}, found {}",
+            op.name(),
+            value.describe()
+        ))),
+    }
+}
+
+fn arrays(op: &Op, operands: &[Value]) -> Result<Vec<Array>, EvalError> {
+    (0..operands.len()).map(|i| array(op, operands, i).cloned()).collect()
+}
+
+fn array_type<'a>(op: &Op, ty: &'a Type) -> Result<&'a ArrayType, EvalError> {
+    match ty {
+        Type::Array(array) => Ok(array),
+        Type::QArray(_) | Type::Tuple(_) | Type::Token => {
+            Err(EvalError::reason(format!("{} yields an array, found the type {ty}", op.name())))
+        }
+    }
+}
+
+/// Refuses results that memory cannot hold, instead of dying of them.
+fn affordable(ty: &Type) -> Result<(), EvalError> {
+    const SURELY: usize = 1 << 26;
+    match ty {
+        Type::Array(array) => {
+            // Elements are handled as eight bytes each, whatever their dtype.
+            let bytes = qwix_array::element_count(&array.shape)
+                .and_then(|count| DType::F64.byte_len(count))
+                .ok_or_else(|| EvalError::reason(format!("an array of type {array} is too large")))?;
+            if bytes > SURELY && Vec::<u8>::new().try_reserve_exact(bytes).is_err() {
+                return Err(EvalError::reason(format!("there is not memory enough for {array}")));
+            }
+            Ok(())
+        }
+        Type::QArray(q) => affordable(&Type::Array(q.array.clone())),
+        Type::Tuple(elements) => elements.iter().try_for_each(affordable),
+        Type::Token => Ok(()),
+    }
+}

@@ -1,0 +1,75 @@
+//! The reference evaluator as a backend.
+
+use qwix_array::Array;
+use qwix_graph::{Computation, Graph};
+
+use crate::evaluate::unsupported;
+use crate::run::{Context, run};
+use crate::signature::{bind_variables, check_inputs};
+use crate::{Backend, EvalError, Executable, Limits, Params, Value};
+
+/// Runs graphs node by node, each as its op's definition reads; slow, and the meaning of the graph.
+#[derive(Clone, Debug, Default)]
+pub struct ReferenceBackend {
+    /// What a run may use.
+    pub limits: Limits,
+}
+
+struct ReferenceExecutable {
+    graph: Graph,
+    variables: Vec<Option<Value>>,
+    limits: Limits,
+}
+
+impl Backend for ReferenceBackend {
+    fn name(&self) -> &str {
+        "reference"
+    }
+
+    fn compile(&self, graph: &Graph, params: Params) -> Result<Box<dyn Executable>, EvalError> {
+        check_supported(graph)?;
+        let variables = bind_variables(graph, params)?;
+        Ok(Box::new(ReferenceExecutable { graph: graph.clone(), variables, limits: self.limits }))
+    }
+}
+
+impl Executable for ReferenceExecutable {
+    fn run(&self, inputs: &[Array]) -> Result<Vec<Array>, EvalError> {
+        check_inputs(&self.graph, inputs)?;
+        let mut inputs = inputs.iter();
+        let arguments = self
+            .variables
+            .iter()
+            .map(|v| v.clone().or_else(|| inputs.next().cloned().map(Value::Array)))
+            .collect::<Option<Vec<_>>>()
+            .ok_or_else(|| EvalError::reason("fewer inputs than parameters"))?;
+        let value = run(&self.graph.entry, arguments, Context::new(&self.limits))?;
+        let mut outputs = Vec::new();
+        value.flatten(&mut outputs).map_err(|q| EvalError::WrongType {
+            what: "the result".into(),
+            expected: "arrays".into(),
+            found: Value::QArray(q).describe(),
+        })?;
+        Ok(outputs)
+    }
+}
+
+/// Makes sure that every op of a graph, nested computations included, can be evaluated.
+///
+/// # Errors
+/// Names the first op that cannot.
+pub fn check_supported(graph: &Graph) -> Result<(), EvalError> {
+    fn check(computation: &Computation, depth: usize) -> Result<(), EvalError> {
+        for node in &computation.nodes {
+            if let Some(error) = unsupported(&node.op) {
+                return Err(error.at(node));
+            }
+            // Deeper computations are refused when they run.
+            if depth < 256 {
+                node.op.called().into_iter().try_for_each(|called| check(called, depth + 1))?;
+            }
+        }
+        Ok(())
+    }
+    check(&graph.entry, 0)
+}
