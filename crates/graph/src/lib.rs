@@ -5,14 +5,20 @@
 
 #![forbid(unsafe_code)]
 
+mod builder;
 mod error;
 mod graph;
+mod infer;
 mod op;
+pub mod passes;
 mod path;
 mod ty;
+mod verify;
 
+pub use builder::{ComputationBuilder, GraphBuilder, reducer};
 pub use error::GraphError;
 pub use graph::{Computation, Graph, Metadata, Node, NodeId, Parameter, Prep, Role, Slot};
+pub use infer::infer;
 pub use op::{
     BinaryOp, CompareOrder, Comparison, CustomCall, GatherDims, Op, PadDim, RngAlgorithm, ScatterDims,
     SliceDim, UnaryOp, Unsupported,
@@ -20,3 +26,4 @@ pub use op::{
 pub use path::{KeyPath, Path};
 pub use qwix_quant::{ConvDims, DotDims, WindowDim};
 pub use ty::{ArrayType, QArrayType, Type};
+pub use verify::MAX_DEPTH;
