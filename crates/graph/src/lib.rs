@@ -11,6 +11,7 @@ mod graph;
 mod infer;
 mod op;
 pub mod passes;
+mod patch;
 mod path;
 mod ty;
 mod verify;
@@ -23,6 +24,7 @@ pub use op::{
     BinaryOp, CompareOrder, Comparison, CustomCall, GatherDims, Op, PadDim, RngAlgorithm, ScatterDims,
     SliceDim, UnaryOp, Unsupported,
 };
+pub use patch::{Callee, Patch};
 pub use path::{KeyPath, Path};
 pub use qwix_quant::{ConvDims, DotDims, WindowDim};
 pub use ty::{ArrayType, QArrayType, Type};

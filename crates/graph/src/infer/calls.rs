@@ -112,7 +112,7 @@ pub(super) fn get_tuple_element(operands: &[&Type], index: usize) -> Result<Type
         Type::Tuple(elements) => {
             elements.get(index).cloned().ok_or_else(|| format!("element {index} of {}", operands[0]))
         }
-        Type::Array(_) | Type::QArray(_) | Type::Token => {
+        Type::Array(_) | Type::QArray(_) | Type::Token | Type::Opaque(_) => {
             Err(format!("operand 0 should be a tuple, found {}", operands[0]))
         }
     }
@@ -185,7 +185,7 @@ pub(super) fn rng_bit_generator(operands: &[&Type], declared: &Type) -> Result<T
     let [state] = arrays(operands)?;
     let bits = match declared {
         Type::Tuple(elements) if elements.len() == 2 => elements[1].as_array(),
-        Type::Array(_) | Type::QArray(_) | Type::Tuple(_) | Type::Token => None,
+        Type::Array(_) | Type::QArray(_) | Type::Tuple(_) | Type::Token | Type::Opaque(_) => None,
     };
     let Some(bits) = bits else {
         return Err(format!("the result should be a pair of state and bits, declared {declared}"));

@@ -23,7 +23,7 @@ pub(super) fn slice(operands: &[&Type], dims: &[SliceDim]) -> Result<Type, Reaso
     }
     match operands[0] {
         Type::QArray(q) => Ok(quantized::slice(q, dims, shape)?.into()),
-        Type::Array(_) | Type::Tuple(_) | Type::Token => Ok(Type::array(x.dtype, shape)),
+        Type::Array(_) | Type::Tuple(_) | Type::Token | Type::Opaque(_) => Ok(Type::array(x.dtype, shape)),
     }
 }
 
@@ -35,7 +35,7 @@ fn starts(operands: &[&Type], rank: usize) -> Result<(), Reason> {
     for &ty in operands {
         match ty {
             Type::Array(a) if a.shape.is_empty() && a.dtype.is_int() => {}
-            Type::Array(_) | Type::QArray(_) | Type::Tuple(_) | Type::Token => {
+            Type::Array(_) | Type::QArray(_) | Type::Tuple(_) | Type::Token | Type::Opaque(_) => {
                 return Err(format!("a start should be a scalar integer, found {ty}"));
             }
         }
@@ -54,7 +54,7 @@ pub(super) fn dynamic_slice(operands: &[&Type], sizes: &[usize]) -> Result<Type,
     }
     match x_type {
         Type::QArray(q) => Ok(quantized::dynamic_slice(q, sizes)?.into()),
-        Type::Array(_) | Type::Tuple(_) | Type::Token => Ok(Type::array(x.dtype, sizes)),
+        Type::Array(_) | Type::Tuple(_) | Type::Token | Type::Opaque(_) => Ok(Type::array(x.dtype, sizes)),
     }
 }
 

@@ -115,7 +115,7 @@ fn array_list<'a>(operands: &[&'a Type]) -> Result<Vec<&'a ArrayType>, Reason> {
 fn plain(index: usize, ty: &Type) -> Result<&ArrayType, Reason> {
     match ty {
         Type::Array(array) => Ok(array),
-        Type::QArray(_) | Type::Tuple(_) | Type::Token => {
+        Type::QArray(_) | Type::Tuple(_) | Type::Token | Type::Opaque(_) => {
             Err(format!("operand {index} should be an array, found {ty}"))
         }
     }
@@ -175,7 +175,7 @@ fn scalar_computation(
     let (parameters, root) = signature(computation)?;
     let scalar = |ty: &Type| match ty {
         Type::Array(a) if a.shape.is_empty() => Some(a.dtype),
-        Type::Array(_) | Type::QArray(_) | Type::Tuple(_) | Type::Token => None,
+        Type::Array(_) | Type::QArray(_) | Type::Tuple(_) | Type::Token | Type::Opaque(_) => None,
     };
     let found: Option<Vec<DType>> = parameters.iter().map(|&ty| scalar(ty)).collect();
     if found.as_deref() != Some(takes) {
@@ -184,7 +184,7 @@ fn scalar_computation(
     }
     let results: Option<Vec<DType>> = match root {
         Type::Tuple(elements) => elements.iter().map(scalar).collect(),
-        Type::Array(_) | Type::QArray(_) | Type::Token => scalar(root).map(|d| vec![d]),
+        Type::Array(_) | Type::QArray(_) | Type::Token | Type::Opaque(_) => scalar(root).map(|d| vec![d]),
     };
     match results {
         Some(results) if yields.is_none_or(|y| y == results) => Ok(results),

@@ -44,7 +44,7 @@ pub(super) fn dequantize(operands: &[&Type]) -> Result<Type, Reason> {
     count(operands, 1)?;
     match operands[0] {
         Type::QArray(q) => Ok(q.array.clone().into()),
-        Type::Array(_) | Type::Tuple(_) | Type::Token => {
+        Type::Array(_) | Type::Tuple(_) | Type::Token | Type::Opaque(_) => {
             Err(format!("takes a quantized array, found {}", operands[0]))
         }
     }

@@ -47,7 +47,9 @@ pub(super) fn reshape(operands: &[&Type], declared: &Type) -> Result<Type, Reaso
     }
     match operands[0] {
         Type::QArray(q) => Ok(quantized::reshape(q, shape)?.into()),
-        Type::Array(_) | Type::Tuple(_) | Type::Token => Ok(Type::array(x.dtype, shape.clone())),
+        Type::Array(_) | Type::Tuple(_) | Type::Token | Type::Opaque(_) => {
+            Ok(Type::array(x.dtype, shape.clone()))
+        }
     }
 }
 

@@ -15,7 +15,7 @@ impl Graph {
     pub fn retype(&self) -> Result<Graph, GraphError> {
         let types: Vec<&Type> = self.parameters.iter().map(|p| &p.ty).collect();
         let entry = Retype::default().computation(&self.entry, &types)?;
-        Ok(Graph { entry: Arc::new(entry), ..self.clone() })
+        Ok(Graph { entry: entry.map_or_else(|| Arc::clone(&self.entry), Arc::new), ..self.clone() })
     }
 }
 
@@ -26,11 +26,13 @@ struct Retype {
 }
 
 impl Retype {
+    /// The computation with new types; `None` when they are the old ones.
     fn computation(
         &mut self,
         computation: &Computation,
         parameters: &[&Type],
-    ) -> Result<Computation, GraphError> {
+    ) -> Result<Option<Computation>, GraphError> {
+        let mut changed = false;
         let mut nodes: Vec<crate::Node> = Vec::with_capacity(computation.nodes.len());
         for node in &computation.nodes {
             let mut node = node.clone();
@@ -39,6 +41,7 @@ impl Retype {
                     computation: computation.name.clone(),
                     reason: format!("parameter {number} of {} given", parameters.len()),
                 })?;
+                changed |= node.ty != **ty;
                 node.ty = (*ty).clone();
                 nodes.push(node);
                 continue;
@@ -52,14 +55,17 @@ impl Retype {
             let given = called_parameters(&node.op, &operands);
             for (index, called) in node.op.called_mut().into_iter().enumerate() {
                 let given = given.as_ref().and_then(|g| g.get(index));
-                *called = self.called(called, given.map(Vec::as_slice))?;
+                let new = self.called(called, given.map(Vec::as_slice))?;
+                changed |= !Arc::ptr_eq(called, &new);
+                *called = new;
             }
             let ty =
                 infer(&node.op, &operands, &node.ty).map_err(|reason| computation.error(&node, reason))?;
+            changed |= node.ty != ty;
             node.ty = ty;
             nodes.push(node);
         }
-        Ok(Computation { name: computation.name.clone(), nodes, root: computation.root })
+        Ok(changed.then(|| Computation { name: computation.name.clone(), nodes, root: computation.root }))
     }
 
     fn called(
@@ -75,7 +81,7 @@ impl Retype {
             return Ok(Arc::clone(done));
         }
         let result = self.computation(called, given)?;
-        let result = if result == **called { Arc::clone(called) } else { Arc::new(result) };
+        let result = result.map_or_else(|| Arc::clone(called), Arc::new);
         if unchanged {
             self.done.insert(key, Arc::clone(&result));
         }
