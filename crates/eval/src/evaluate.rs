@@ -142,7 +142,7 @@ fn arrays(op: &Op, operands: &[Value]) -> Result<Vec<Array>, EvalError> {
 fn array_type<'a>(op: &Op, ty: &'a Type) -> Result<&'a ArrayType, EvalError> {
     match ty {
         Type::Array(array) => Ok(array),
-        Type::QArray(_) | Type::Tuple(_) | Type::Token => {
+        Type::QArray(_) | Type::Tuple(_) | Type::Token | Type::Opaque(_) => {
             Err(EvalError::reason(format!("{} yields an array, found the type {ty}", op.name())))
         }
     }
@@ -164,6 +164,6 @@ fn affordable(ty: &Type) -> Result<(), EvalError> {
         }
         Type::QArray(q) => affordable(&Type::Array(q.array.clone())),
         Type::Tuple(elements) => elements.iter().try_for_each(affordable),
-        Type::Token => Ok(()),
+        Type::Token | Type::Opaque(_) => Ok(()),
     }
 }

@@ -91,6 +91,8 @@ pub enum Type {
     Tuple(Vec<Type>),
     /// HLO's token, which orders side effects and has no value.
     Token,
+    /// A type without a meaning here, as HLO writes it (`c64[2]`): it can be looked at, not computed with.
+    Opaque(String),
 }
 
 impl Type {
@@ -104,7 +106,7 @@ impl Type {
         match self {
             Type::Array(array) => Some(array),
             Type::QArray(q) => Some(&q.array),
-            Type::Tuple(_) | Type::Token => None,
+            Type::Tuple(_) | Type::Token | Type::Opaque(_) => None,
         }
     }
 }
@@ -150,6 +152,7 @@ impl fmt::Display for Type {
                 f.write_str(")")
             }
             Type::Token => f.write_str("token[]"),
+            Type::Opaque(text) => f.write_str(text),
         }
     }
 }

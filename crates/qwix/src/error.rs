@@ -1,0 +1,72 @@
+//! What can go wrong between files and models.
+
+use std::io;
+use std::path::{Path as FilePath, PathBuf};
+
+/// Why a model, a checkpoint or a package could not be read, written or used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused.
+    #[error("cannot {action} `{}`: {source}", file.display())]
+    Io {
+        /// What was tried: `read`, `write`, …
+        action: &'static str,
+        /// On which file.
+        file: PathBuf,
+        /// What it said.
+        source: io::Error,
+    },
+    /// A safetensors file (or the index of several) that says something impossible.
+    #[error("`{}`{}: {reason}", file.display(), tensor.as_ref().map(|t| format!(", tensor `{t}`")).unwrap_or_default())]
+    Checkpoint {
+        /// The file.
+        file: PathBuf,
+        /// The tensor, when it is about one.
+        tensor: Option<String>,
+        /// What is wrong, and what would be right.
+        reason: String,
+    },
+    /// A directory that is not a whole package of a version known here.
+    #[error("package `{}`: {reason}", dir.display())]
+    Package {
+        /// The directory.
+        dir: PathBuf,
+        /// What is wrong, and what would be right.
+        reason: String,
+    },
+    /// A target that is in the way.
+    #[error("`{}` {reason}", target.display())]
+    Target {
+        /// Where something was to be written.
+        target: PathBuf,
+        /// Why it was not.
+        reason: String,
+    },
+    /// An array could not be made or read.
+    #[error(transparent)]
+    Array(#[from] qwix_array::ArrayError),
+    /// An array could not be quantized, or a quantized array not put together.
+    #[error(transparent)]
+    Quant(#[from] qwix_quant::QuantError),
+    /// The graph cannot be compiled or run.
+    #[error(transparent)]
+    Eval(#[from] qwix_eval::EvalError),
+}
+
+impl Error {
+    pub(crate) fn io(action: &'static str, file: &FilePath, source: io::Error) -> Self {
+        Error::Io { action, file: file.to_owned(), source }
+    }
+
+    pub(crate) fn checkpoint(file: &FilePath, tensor: Option<&str>, reason: impl Into<String>) -> Self {
+        Error::Checkpoint { file: file.to_owned(), tensor: tensor.map(str::to_owned), reason: reason.into() }
+    }
+
+    pub(crate) fn package(dir: &FilePath, reason: impl Into<String>) -> Self {
+        Error::Package { dir: dir.to_owned(), reason: reason.into() }
+    }
+}
+
+/// The facade's results.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

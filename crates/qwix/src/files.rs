@@ -1,0 +1,185 @@
+//! Files and directories written whole or not at all.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path as FilePath, PathBuf};
+
+use crate::{Error, Result};
+
+/// Writes a file through a temporary one beside it: at any time the target is the old one or the whole new one.
+/// A target that is no regular file (a pipe, a device) is written straight.
+///
+/// # Errors
+/// [`Error::Io`]; the temporary file is removed.
+pub fn write_file(target: &FilePath, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+    let io = |source| Error::io("write", target, source);
+    if fs::metadata(target).is_ok_and(|stat| !stat.is_file() && !stat.is_dir()) {
+        let mut out = BufWriter::new(File::options().write(true).open(target).map_err(io)?);
+        return write(&mut out).and_then(|()| out.flush()).map_err(io);
+    }
+    if target.is_dir() {
+        return Err(Error::Target {
+            target: target.to_owned(),
+            reason: "is a directory; give a file name".into(),
+        });
+    }
+    // A link stays a link, and what it points to is replaced.
+    let target = &fs::canonicalize(target).unwrap_or_else(|_| target.to_owned());
+    let temp = temp_file(target).map_err(io)?;
+    let mut out = BufWriter::new(temp.as_file());
+    write(&mut out).and_then(|()| out.flush()).map_err(io)?;
+    drop(out);
+    temp.as_file().sync_all().map_err(io)?;
+    temp.persist(target).map_err(|e| io(e.error))?;
+    sync_folder(parent(target));
+    Ok(())
+}
+
+/// A directory in the making beside its target; gone when it is dropped before [`NewDir::commit`].
+#[derive(Debug)]
+pub struct NewDir {
+    target: PathBuf,
+    temp: tempfile::TempDir,
+}
+
+impl NewDir {
+    /// Begins a directory that will stand at `target`.
+    ///
+    /// # Errors
+    /// When something is in the way already (unless `replace`), or the parent does not exist or cannot be written.
+    pub fn begin(target: &FilePath, replace: bool) -> Result<Self> {
+        if !replace && is_taken(target) {
+            return Err(in_the_way(target));
+        }
+        let temp = tempfile::Builder::new()
+            .prefix(&hidden_prefix(target))
+            .tempdir_in(parent(target))
+            .map_err(|source| Error::io("write", target, source))?;
+        Ok(NewDir { target: target.to_owned(), temp })
+    }
+
+    /// Writes one file of it, down to the disk.
+    ///
+    /// # Errors
+    /// [`Error::Io`], under the name that the file would have had.
+    pub fn write(&self, name: &str, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+        let io = |source| Error::io("write", &self.target.join(name), source);
+        let file = File::create_new(self.temp.path().join(name)).map_err(io)?;
+        let mut out = BufWriter::new(&file);
+        write(&mut out).and_then(|()| out.flush()).map_err(io)?;
+        drop(out);
+        file.sync_all().map_err(io)
+    }
+
+    /// Puts it at its target: where nothing is, in place of an empty directory, or, with `replace`, in place of the
+    /// directory that is there (moved aside first, and back when something fails).
+    ///
+    /// # Errors
+    /// When the target is in the way or the rename fails; the target is as it was.
+    pub fn commit(self, replace: bool) -> Result<()> {
+        let io = |source| Error::io("write", &self.target, source);
+        set_readable(self.temp.path()).map_err(io)?;
+        sync_folder(self.temp.path());
+        let folder = parent(&self.target).to_owned();
+        match fs::symlink_metadata(&self.target) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(io(e)),
+            // Fails unless the directory is empty, which is what we want to know.
+            Ok(_) if fs::remove_dir(&self.target).is_ok() => {}
+            Ok(_) if !replace => {
+                return Err(in_the_way(&self.target));
+            }
+            Ok(_) => {
+                let aside = tempfile::Builder::new()
+                    .prefix(&hidden_prefix(&self.target))
+                    .tempdir_in(&folder)
+                    .map_err(io)?;
+                let old = aside.path().join("old");
+                fs::rename(&self.target, &old).map_err(io)?;
+                if let Err(e) = fs::rename(self.temp.path(), &self.target) {
+                    // The directory that was there goes back; should even that fail, it stays aside, not deleted.
+                    if fs::rename(&old, &self.target).is_err() {
+                        let kept = aside.keep();
+                        return Err(Error::Target {
+                            target: self.target.clone(),
+                            reason: format!(
+                                "could not be replaced ({e}); what was there is in `{}`",
+                                kept.display()
+                            ),
+                        });
+                    }
+                    return Err(io(e));
+                }
+                let _ = self.temp.keep();
+                sync_folder(&folder);
+                return Ok(());
+            }
+        }
+        fs::rename(self.temp.path(), &self.target).map_err(io)?;
+        let _ = self.temp.keep();
+        sync_folder(&folder);
+        Ok(())
+    }
+}
+
+fn parent(target: &FilePath) -> &FilePath {
+    match target.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => FilePath::new("."),
+    }
+}
+
+/// Whether something other than an empty directory is there.
+fn is_taken(target: &FilePath) -> bool {
+    match fs::read_dir(target) {
+        Ok(mut entries) => entries.next().is_some(),
+        Err(_) => fs::symlink_metadata(target).is_ok(),
+    }
+}
+
+fn in_the_way(target: &FilePath) -> Error {
+    Error::Target {
+        target: target.to_owned(),
+        reason: "exists and is not an empty directory; choose another name, or remove it first".into(),
+    }
+}
+
+fn hidden_prefix(target: &FilePath) -> OsString {
+    let mut prefix = OsString::from(".");
+    prefix.push(target.file_name().unwrap_or_default());
+    prefix.push(".");
+    prefix
+}
+
+/// A rename is on the disk when its folder is. Not every system can, and the data itself is already there.
+fn sync_folder(folder: &FilePath) {
+    if let Ok(folder) = File::open(folder) {
+        let _ = folder.sync_all();
+    }
+}
+
+/// A temporary file beside its target. Such files are private by default; this one is to be as readable as any new file.
+fn temp_file(target: &FilePath) -> io::Result<tempfile::NamedTempFile> {
+    let prefix = hidden_prefix(target);
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(&prefix);
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.tempfile_in(parent(target))
+}
+
+#[cfg(unix)]
+fn set_readable(folder: &FilePath) -> io::Result<()> {
+    // 0o777 less the umask, which a fresh directory shows.
+    let probe = folder.join("mode");
+    fs::create_dir(&probe)?;
+    let mode = fs::metadata(&probe)?.permissions();
+    fs::remove_dir(&probe)?;
+    fs::set_permissions(folder, mode)
+}
+
+#[cfg(not(unix))]
+fn set_readable(_: &FilePath) -> io::Result<()> {
+    Ok(())
+}

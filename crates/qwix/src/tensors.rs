@@ -1,0 +1,278 @@
+//! The safetensors format: a file opened for reads tensor by tensor, and a writer.
+//!
+//! The header is believed only after every size in it was checked against the file's.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path as FilePath, PathBuf};
+
+use qwix_array::{Array, DType};
+use qwix_graph::ArrayType;
+use safetensors::Dtype;
+use safetensors::tensor::TensorInfo;
+use serde::de::{self, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+
+use crate::{Error, Result};
+
+/// The largest header that is read, as in the format's own library.
+const MAX_HEADER: u64 = 100_000_000;
+
+/// A safetensors file whose header was read and checked; tensors are read when asked for.
+#[derive(Debug)]
+pub struct TensorFile {
+    name: PathBuf,
+    file: File,
+    tensors: BTreeMap<String, Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    ty: ArrayType,
+    offset: u64,
+    len: usize,
+}
+
+impl TensorFile {
+    /// Opens a file and checks its header: sizes, dtypes, and that the tensors fill the file without gap or overlap.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it cannot be read, [`Error::Checkpoint`] naming the tensor when the header is wrong.
+    pub fn open(name: &FilePath) -> Result<Self> {
+        let io = |source| Error::io("read", name, source);
+        let bad = |reason: String| Error::checkpoint(name, None, reason);
+        let mut file = File::open(name).map_err(io)?;
+        let stat = file.metadata().map_err(io)?;
+        if stat.is_dir() {
+            return Err(bad("is a directory; expected a .safetensors file or an index.json".into()));
+        }
+        let size = stat.len();
+        let mut prefix = [0; 8];
+        if size < 8 {
+            return Err(bad(format!("is {size} bytes long, too short for a safetensors file")));
+        }
+        file.read_exact(&mut prefix).map_err(io)?;
+        let header_len = u64::from_le_bytes(prefix);
+        if header_len > MAX_HEADER || header_len > size - 8 {
+            return Err(bad(format!(
+                "the header is said to be {header_len} bytes long in a file of {size}; not a safetensors file, or truncated"
+            )));
+        }
+        // At most MAX_HEADER, so it fits a usize.
+        let mut header = vec![0; header_len as usize];
+        file.read_exact(&mut header).map_err(io)?;
+        let header: Header = serde_json::from_slice(&header)
+            .map_err(|e| bad(format!("the header is not what safetensors writes: {e}")))?;
+        let tensors = check(name, header, 8 + header_len, size)?;
+        Ok(TensorFile { name: name.to_owned(), file, tensors })
+    }
+
+    /// The file's name, as it was given.
+    pub fn name(&self) -> &FilePath {
+        &self.name
+    }
+
+    /// Keys and types, in order of the keys.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &ArrayType)> {
+        self.tensors.iter().map(|(key, entry)| (key.as_str(), &entry.ty))
+    }
+
+    /// The type of one tensor.
+    pub fn get(&self, key: &str) -> Option<&ArrayType> {
+        self.tensors.get(key).map(|entry| &entry.ty)
+    }
+
+    /// Reads one tensor.
+    ///
+    /// # Errors
+    /// When there is none of that key, or the file cannot be read.
+    pub fn read(&self, key: &str) -> Result<Array> {
+        let entry = self
+            .tensors
+            .get(key)
+            .ok_or_else(|| Error::checkpoint(&self.name, Some(key), "is not in the file"))?;
+        let mut bytes = vec![0; entry.len];
+        read_exact_at(&self.file, &mut bytes, entry.offset)
+            .map_err(|source| Error::io("read", &self.name, source))?;
+        if entry.ty.dtype == DType::Pred && bytes.iter().any(|&b| b > 1) {
+            return Err(Error::checkpoint(&self.name, Some(key), "holds a boolean that is neither 0 nor 1"));
+        }
+        Ok(Array::from_bytes(entry.ty.dtype, &entry.ty.shape, bytes)?)
+    }
+}
+
+fn check(name: &FilePath, header: Header, start: u64, size: u64) -> Result<BTreeMap<String, Entry>> {
+    let mut tensors = BTreeMap::new();
+    let mut spans = Vec::new();
+    for (key, info) in header.0 {
+        let bad = |reason: String| Error::checkpoint(name, Some(&key), reason);
+        let dtype =
+            dtype_of(info.dtype).ok_or_else(|| bad(format!("dtype {} is not supported", info.dtype)))?;
+        let len = qwix_array::element_count(&info.shape)
+            .and_then(|count| dtype.byte_len(count))
+            .ok_or_else(|| bad(format!("shape {:?} is too large for this machine", info.shape)))?;
+        let (begin, end) = info.data_offsets;
+        if end < begin || end - begin != len {
+            return Err(bad(format!(
+                "{dtype} of shape {:?} takes {len} bytes, the offsets {begin}..{end} say otherwise",
+                info.shape
+            )));
+        }
+        let past =
+            u64::try_from(end).ok().and_then(|end| start.checked_add(end)).is_none_or(|end| end > size);
+        if past {
+            return Err(bad(format!("ends past the end of the file of {size} bytes; truncated?")));
+        }
+        spans.push((begin, end, key.clone()));
+        tensors
+            .insert(key, Entry { ty: ArrayType::new(dtype, info.shape), offset: start + begin as u64, len });
+    }
+    spans.sort();
+    let mut at = 0;
+    for (begin, end, key) in &spans {
+        if *begin != at {
+            let what = if *begin < at { "overlaps another tensor" } else { "leaves a gap before it" };
+            return Err(Error::checkpoint(name, Some(key), format!("{what} (offsets {begin}..{end})")));
+        }
+        at = *end;
+    }
+    if start + at as u64 != size {
+        return Err(Error::checkpoint(
+            name,
+            None,
+            format!("has {size} bytes, but its tensors end at {}", start + at as u64),
+        ));
+    }
+    Ok(tensors)
+}
+
+/// The header, every key once.
+struct Header(Vec<(String, TensorInfo)>);
+
+impl<'de> Deserialize<'de> for Header {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Keys;
+        impl<'de> Visitor<'de> for Keys {
+            type Value = Header;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object with one entry a tensor")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Header, A::Error> {
+                let mut seen = BTreeMap::new();
+                while let Some(key) = map.next_key::<String>()? {
+                    if key == "__metadata__" {
+                        map.next_value::<BTreeMap<String, String>>()?;
+                        continue;
+                    }
+                    let info = map
+                        .next_value::<TensorInfo>()
+                        .map_err(|e| de::Error::custom(format!("tensor `{key}`: {e}")))?;
+                    if seen.contains_key(&key) {
+                        return Err(de::Error::custom(format!("tensor `{key}` stands in the header twice")));
+                    }
+                    seen.insert(key, info);
+                }
+                Ok(Header(seen.into_iter().collect()))
+            }
+        }
+        deserializer.deserialize_map(Keys)
+    }
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset)
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &File, mut bytes: &mut [u8], mut offset: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let n = std::os::windows::fs::FileExt::seek_read(file, bytes, offset)?;
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        bytes = &mut bytes[n..];
+        offset += n as u64;
+    }
+    Ok(())
+}
+
+/// Our dtype for the format's.
+fn dtype_of(dtype: Dtype) -> Option<DType> {
+    Some(match dtype {
+        Dtype::BOOL => DType::Pred,
+        Dtype::I8 => DType::S8,
+        Dtype::I16 => DType::S16,
+        Dtype::I32 => DType::S32,
+        Dtype::I64 => DType::S64,
+        Dtype::U8 => DType::U8,
+        Dtype::U16 => DType::U16,
+        Dtype::U32 => DType::U32,
+        Dtype::U64 => DType::U64,
+        Dtype::F16 => DType::F16,
+        Dtype::BF16 => DType::BF16,
+        Dtype::F32 => DType::F32,
+        Dtype::F64 => DType::F64,
+        Dtype::F8_E4M3 => DType::F8E4M3FN,
+        Dtype::F8_E5M2 => DType::F8E5M2,
+        Dtype::F4 => DType::F4E2M1FN,
+        // The format's enum is open; the rest has no arrays here (complex numbers, six-bit floats, bare scales).
+        _ => return None,
+    })
+}
+
+/// The format's dtype for ours; `None` for integers narrower than a byte, which the format does not have.
+fn name_of(dtype: DType) -> Option<Dtype> {
+    Some(match dtype {
+        DType::Pred => Dtype::BOOL,
+        DType::S8 => Dtype::I8,
+        DType::S16 => Dtype::I16,
+        DType::S32 => Dtype::I32,
+        DType::S64 => Dtype::I64,
+        DType::U8 => Dtype::U8,
+        DType::U16 => Dtype::U16,
+        DType::U32 => Dtype::U32,
+        DType::U64 => Dtype::U64,
+        DType::F16 => Dtype::F16,
+        DType::BF16 => Dtype::BF16,
+        DType::F32 => Dtype::F32,
+        DType::F64 => Dtype::F64,
+        DType::F8E4M3FN => Dtype::F8_E4M3,
+        DType::F8E5M2 => Dtype::F8_E5M2,
+        DType::F4E2M1FN => Dtype::F4,
+        DType::S2 | DType::S4 | DType::U4 => return None,
+    })
+}
+
+/// Writes arrays as one safetensors file: widest elements first, then by key, so that every tensor is aligned and
+/// the same arrays give the same bytes.
+///
+/// # Errors
+/// When writing fails, or an array has a dtype that the format does not have (integers narrower than a byte).
+pub fn write_tensors(out: &mut dyn Write, tensors: &BTreeMap<String, Array>) -> io::Result<()> {
+    let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidInput, reason);
+    let mut order: Vec<(&String, &Array)> = tensors.iter().collect();
+    order.sort_by_key(|(key, array)| (std::cmp::Reverse(array.dtype().bits()), *key));
+    let mut header = serde_json::Map::new();
+    let mut at = 0usize;
+    for (key, array) in &order {
+        let dtype = name_of(array.dtype())
+            .ok_or_else(|| invalid(format!("tensor `{key}`: safetensors has no {}", array.dtype())))?;
+        let end = at + array.bytes().len();
+        let info = TensorInfo { dtype, shape: array.shape().to_vec(), data_offsets: (at, end) };
+        header.insert((*key).clone(), serde_json::to_value(info).map_err(io::Error::other)?);
+        at = end;
+    }
+    let mut header = serde_json::to_vec(&header)?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    out.write_all(&(header.len() as u64).to_le_bytes())?;
+    out.write_all(&header)?;
+    for (_, array) in order {
+        out.write_all(array.bytes())?;
+    }
+    Ok(())
+}
