@@ -44,7 +44,7 @@ impl<'a> Cells<'a> {
         }
     }
 
-    /// Copies one element.
+    /// Copies one element; both places must be there.
     pub(crate) fn copy(&mut self, to: usize, source: &Cells<'_>, from: usize) {
         let width = self.width;
         self.bytes.to_mut()[to * width..(to + 1) * width]

@@ -1,7 +1,7 @@
 //! Why a graph cannot run.
 
 use qwix_array::ArrayError;
-use qwix_graph::{Node, Path};
+use qwix_graph::{GraphError, Node, Path};
 use qwix_quant::QuantError;
 
 /// What can go wrong when a graph is compiled or run.
@@ -14,6 +14,9 @@ pub enum EvalError {
     /// An array could not be quantized, or a quantized product not computed.
     #[error(transparent)]
     Quant(#[from] QuantError),
+    /// The graph is not whole.
+    #[error(transparent)]
+    Graph(#[from] GraphError),
     /// A variable of the graph was not given.
     #[error("parameter `{path}` is missing: expected {expected}")]
     MissingParam {
@@ -98,6 +101,7 @@ impl EvalError {
             }
             named @ (EvalError::Node { .. }
             | EvalError::Unsupported { .. }
+            | EvalError::Graph(_)
             | EvalError::MissingParam { .. }
             | EvalError::ExtraParam { .. }
             | EvalError::WrongType { .. }

@@ -3,7 +3,7 @@
 use qwix_array::{Array, DType};
 use qwix_graph::{ArrayType, CustomCall, Node, Op, Type};
 
-use crate::ops::{control, elementwise, shape};
+use crate::ops::{contract, control, elementwise, indexing, random, reduce, shape, sort};
 use crate::run::Context;
 use crate::{EvalError, Limits, Value};
 
@@ -67,6 +67,7 @@ pub(crate) fn evaluate_in(
 
 fn apply(op: &Op, ty: &Type, operands: &[Value], context: Context<'_>) -> Result<Value, EvalError> {
     let a = |i: usize| array(op, operands, i);
+    let rest = |from: usize| (from..operands.len()).map(|i| a(i).cloned()).collect::<Result<Vec<_>, _>>();
     let out = || array_type(op, ty);
     let result = match op {
         Op::Parameter(number) => {
@@ -90,9 +91,44 @@ fn apply(op: &Op, ty: &Type, operands: &[Value], context: Context<'_>) -> Result
         Op::Reshape => a(0)?.reshape(&out()?.shape)?,
         Op::Transpose { permutation } => a(0)?.transpose(permutation)?,
         Op::Slice(dims) => shape::slice(a(0)?, dims)?,
-        Op::Concatenate { dimension } => Array::concatenate(&arrays(op, operands)?, *dimension)?,
+        Op::DynamicSlice { sizes } => indexing::dynamic_slice(a(0)?, &rest(1)?, sizes)?,
+        Op::DynamicUpdateSlice => indexing::dynamic_update_slice(a(0)?, a(1)?, &rest(2)?)?,
+        Op::Concatenate { dimension } => Array::concatenate(&rest(0)?, *dimension)?,
         Op::Pad(dims) => shape::pad(a(0)?, a(1)?, dims, out()?)?,
         Op::Reverse { dimensions } => a(0)?.reverse(dimensions)?,
+        Op::Gather(dims) => indexing::gather(a(0)?, a(1)?, dims, out()?)?,
+        Op::Scatter { dims, update } => {
+            let all = rest(0)?;
+            let count = all.len().saturating_sub(1) / 2;
+            let (Some(operands), Some(indices), Some(updates)) =
+                (all.get(..count), all.get(count), all.get(count + 1..))
+            else {
+                return Err(EvalError::reason("scatter without operands"));
+            };
+            return Ok(results(ty, indexing::scatter(operands, indices, updates, dims, update, context)?));
+        }
+
+        Op::Dot(dims) => contract::dot(a(0)?, a(1)?, dims, out()?)?,
+        Op::Convolution(dims) => contract::convolution(a(0)?, a(1)?, dims, out()?)?,
+
+        Op::Reduce { dimensions, computation } => {
+            return Ok(results(ty, reduce::reduce(&rest(0)?, dimensions, computation, context)?));
+        }
+        Op::ReduceWindow { window, computation } => {
+            let shape = &first_array(op, ty)?.shape;
+            return Ok(results(ty, reduce::reduce_window(&rest(0)?, window, computation, shape, context)?));
+        }
+        Op::SelectAndScatter { window, select, scatter } => {
+            reduce::select_and_scatter(a(0)?, a(1)?, a(2)?, window, select, scatter, context)?
+        }
+        Op::Sort { dimension, stable: _, comparator } => {
+            return Ok(results(ty, sort::sort(&rest(0)?, *dimension, comparator, context)?));
+        }
+        Op::TopK { k, largest } => {
+            let (values, indices) = sort::top_k(a(0)?, *k, *largest)?;
+            return Ok(Value::Tuple(vec![values.into(), indices.into()]));
+        }
+        Op::Map { computation } => reduce::map(&rest(0)?, computation, out()?.dtype, context)?,
 
         Op::Tuple => return Ok(Value::Tuple(operands.to_vec())),
         Op::GetTupleElement(index) => return control::get_tuple_element(operand(op, operands, 0)?, *index),
@@ -101,6 +137,18 @@ fn apply(op: &Op, ty: &Type, operands: &[Value], context: Context<'_>) -> Result
         }
         Op::Conditional { branches } => return control::conditional(branches, operands, context),
         Op::Call { computation } => return crate::run::run(computation, operands.to_vec(), context),
+        Op::RngBitGenerator(algorithm) => {
+            let Type::Tuple(types) = ty else {
+                return Err(EvalError::reason(format!(
+                    "rng-bit-generator yields a tuple, found the type {ty}"
+                )));
+            };
+            let bits = types.get(1).and_then(Type::as_array).ok_or_else(|| {
+                EvalError::reason(format!("rng-bit-generator yields two arrays, found the type {ty}"))
+            })?;
+            let (state, bits) = random::rng_bit_generator(*algorithm, a(0)?, bits)?;
+            return Ok(Value::Tuple(vec![state.into(), bits.into()]));
+        }
         Op::OptimizationBarrier => {
             return match operands {
                 [one] => Ok(one.clone()),
@@ -113,7 +161,7 @@ fn apply(op: &Op, ty: &Type, operands: &[Value], context: Context<'_>) -> Result
                 None => operand(op, operands, 0).cloned(),
             };
         }
-        _ => return Err(EvalError::reason("todo")),
+        Op::Quantize(_) | Op::Dequantize => return Err(EvalError::reason("todo")),
     };
     Ok(Value::Array(result))
 }
@@ -135,8 +183,23 @@ fn array<'a>(op: &Op, operands: &'a [Value], index: usize) -> Result<&'a Array, 
     }
 }
 
-fn arrays(op: &Op, operands: &[Value]) -> Result<Vec<Array>, EvalError> {
-    (0..operands.len()).map(|i| array(op, operands, i).cloned()).collect()
+/// One value, or several as a tuple, as the type has it.
+fn results(ty: &Type, mut arrays: Vec<Array>) -> Value {
+    match (ty, arrays.pop()) {
+        (Type::Array(_), Some(one)) if arrays.is_empty() => Value::Array(one),
+        (_, last) => Value::Tuple(arrays.into_iter().chain(last).map(Value::Array).collect()),
+    }
+}
+
+/// The array type, or the first of a tuple.
+fn first_array<'a>(op: &Op, ty: &'a Type) -> Result<&'a ArrayType, EvalError> {
+    match ty {
+        Type::Tuple(types) => types
+            .first()
+            .and_then(Type::as_array)
+            .ok_or_else(|| EvalError::reason(format!("{} yields arrays, found the type {ty}", op.name()))),
+        Type::Array(_) | Type::QArray(_) | Type::Token | Type::Opaque(_) => array_type(op, ty),
+    }
 }
 
 fn array_type<'a>(op: &Op, ty: &'a Type) -> Result<&'a ArrayType, EvalError> {

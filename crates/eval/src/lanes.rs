@@ -3,6 +3,7 @@
 use half::{bf16, f16};
 use qwix_array::{Array, ArrayError, DType, Element};
 
+use crate::EvalError;
 use crate::number::{Class, Scalar};
 
 /// The elements of an array, in row-major order, in the wide type of their class.
@@ -81,15 +82,6 @@ impl Lanes {
         }
     }
 
-    pub(crate) fn len(&self) -> usize {
-        match self {
-            Lanes::Float(v) => v.len(),
-            Lanes::Int(v) => v.len(),
-            Lanes::Uint(v) => v.len(),
-            Lanes::Pred(v) => v.len(),
-        }
-    }
-
     /// One element; there must be one of that index.
     pub(crate) fn get(&self, index: usize) -> Scalar {
         match self {
@@ -100,30 +92,28 @@ impl Lanes {
         }
     }
 
-    /// Replaces one element; a number of another class is left out.
-    pub(crate) fn set(&mut self, index: usize, value: Scalar) {
+    /// Replaces one element.
+    pub(crate) fn set(&mut self, index: usize, value: Scalar) -> Result<(), EvalError> {
         match (self, value) {
             (Lanes::Float(v), Scalar::Float(x)) => v[index] = x,
             (Lanes::Int(v), Scalar::Int(x)) => v[index] = x,
             (Lanes::Uint(v), Scalar::Uint(x)) => v[index] = x,
             (Lanes::Pred(v), Scalar::Pred(x)) => v[index] = x,
-            (Lanes::Float(_) | Lanes::Int(_) | Lanes::Uint(_) | Lanes::Pred(_), _) => {
-                debug_assert!(false, "a number of another class")
-            }
+            (Lanes::Float(_) | Lanes::Int(_) | Lanes::Uint(_) | Lanes::Pred(_), _) => return Err(mixed()),
         }
+        Ok(())
     }
 
-    /// Adds one element at the end; a number of another class is left out.
-    pub(crate) fn push(&mut self, value: Scalar) {
+    /// Adds one element at the end.
+    pub(crate) fn push(&mut self, value: Scalar) -> Result<(), EvalError> {
         match (self, value) {
             (Lanes::Float(v), Scalar::Float(x)) => v.push(x),
             (Lanes::Int(v), Scalar::Int(x)) => v.push(x),
             (Lanes::Uint(v), Scalar::Uint(x)) => v.push(x),
             (Lanes::Pred(v), Scalar::Pred(x)) => v.push(x),
-            (Lanes::Float(_) | Lanes::Int(_) | Lanes::Uint(_) | Lanes::Pred(_), _) => {
-                debug_assert!(false, "a number of another class")
-            }
+            (Lanes::Float(_) | Lanes::Int(_) | Lanes::Uint(_) | Lanes::Pred(_), _) => return Err(mixed()),
         }
+        Ok(())
     }
 
     /// No elements yet, of the class of a dtype.
@@ -135,6 +125,10 @@ impl Lanes {
             Class::Pred => Lanes::Pred(Vec::new()),
         }
     }
+}
+
+fn mixed() -> EvalError {
+    EvalError::reason("a computation yields a number of another dtype than the array it is for")
 }
 
 fn map<T: Element, R>(array: &Array, f: impl Fn(T) -> R) -> Result<Vec<R>, ArrayError> {

@@ -6,6 +6,7 @@ mod backend;
 mod cells;
 mod error;
 mod evaluate;
+mod function;
 mod lanes;
 mod number;
 mod ops;

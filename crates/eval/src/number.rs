@@ -79,6 +79,15 @@ pub(crate) fn bits(dtype: DType) -> u32 {
 }
 
 impl Scalar {
+    pub(crate) fn class(self) -> Class {
+        match self {
+            Scalar::Float(_) => Class::Float,
+            Scalar::Int(_) => Class::Int,
+            Scalar::Uint(_) => Class::Uint,
+            Scalar::Pred(_) => Class::Pred,
+        }
+    }
+
     /// HLO's `convert`: floats to integers saturate and NaN becomes 0; integers wrap; anything but 0 is true.
     /// Integers become floats by way of f32, unless the float is an f64.
     pub(crate) fn convert(self, to: DType) -> Scalar {

@@ -28,6 +28,7 @@ impl Backend for ReferenceBackend {
 
     fn compile(&self, graph: &Graph, params: Params) -> Result<Box<dyn Executable>, EvalError> {
         check_supported(graph)?;
+        graph.verify()?;
         let variables = bind_variables(graph, params)?;
         Ok(Box::new(ReferenceExecutable { graph: graph.clone(), variables, limits: self.limits }))
     }

@@ -30,7 +30,8 @@ impl Value {
                 q.shape() == ty.array.shape
                     && q.dtype() == ty.array.dtype
                     && q.qtype() == ty.how.qtype
-                    && q.zero_point().is_some() == ty.how.calibration.is_asymmetric()
+                    && q.zero_point().is_some() == ty.has_zero_point()
+                    && ty.scale_shape().is_ok_and(|shape| q.scale().shape() == shape)
             }
             (Value::Tuple(values), Type::Tuple(types)) => {
                 values.len() == types.len() && values.iter().zip(types).all(|(v, t)| v.is_of(t))
