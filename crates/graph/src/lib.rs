@@ -8,24 +8,32 @@
 mod builder;
 mod error;
 mod graph;
+mod import;
 mod infer;
+mod key_path;
 mod op;
 pub mod passes;
 mod patch;
 mod path;
+#[allow(dead_code, reason = "the other half is for writing")]
+mod proto;
+mod scope;
 mod ty;
 mod verify;
 
 pub use builder::{ComputationBuilder, GraphBuilder, reducer};
 pub use error::GraphError;
 pub use graph::{Computation, Graph, Metadata, Node, NodeId, Parameter, Prep, Role, Slot};
+pub use import::ImportError;
 pub use infer::infer;
+pub use key_path::KeyPath;
 pub use op::{
     BinaryOp, CompareOrder, Comparison, CustomCall, GatherDims, Op, PadDim, RngAlgorithm, ScatterDims,
     SliceDim, UnaryOp, Unsupported,
 };
 pub use patch::{Callee, Patch};
-pub use path::{KeyPath, Path};
+pub use path::Path;
 pub use qwix_quant::{ConvDims, DotDims, WindowDim};
+pub use scope::Scope;
 pub use ty::{ArrayType, QArrayType, Type};
 pub use verify::MAX_DEPTH;

@@ -54,13 +54,3 @@ impl From<&str> for Path {
         Path::new(text)
     }
 }
-
-/// A JAX key path: the argument's name and the keys below it.
-/// `variables['params']['Dense_0']['kernel']` → `variables`, [`params`, `Dense_0`, `kernel`].
-#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
-pub struct KeyPath {
-    /// The argument of the exported function.
-    pub argument: String,
-    /// Dictionary keys, indices and attributes below it, without NNX's closing `.value`.
-    pub keys: Vec<String>,
-}
