@@ -1,9 +1,9 @@
 //! The meaning of one node.
 
 use qwix_array::{Array, DType};
-use qwix_graph::{ArrayType, CustomCall, Node, Op, Type};
+use qwix_graph::{ArrayType, CustomCall, Node, Op, QArrayType, Type};
 
-use crate::ops::{contract, control, elementwise, indexing, random, reduce, shape, sort};
+use crate::ops::{contract, control, elementwise, indexing, quant, random, reduce, shape, sort};
 use crate::run::Context;
 use crate::{EvalError, Limits, Value};
 
@@ -69,6 +69,15 @@ fn apply(op: &Op, ty: &Type, operands: &[Value], context: Context<'_>) -> Result
     let a = |i: usize| array(op, operands, i);
     let rest = |from: usize| (from..operands.len()).map(|i| a(i).cloned()).collect::<Result<Vec<_>, _>>();
     let out = || array_type(op, ty);
+    if let Some(Value::QArray(q)) = operands.first() {
+        match op {
+            Op::Slice(dims) => return Ok(quant::slice(q, dims)?.into()),
+            Op::DynamicSlice { sizes } => return Ok(quant::dynamic_slice(q, &rest(1)?, sizes)?.into()),
+            Op::Reshape => return Ok(quant::reshape(q, &quantized_type(op, ty)?.array.shape)?.into()),
+            // The others refuse it below, or take it as it is.
+            _ => {}
+        }
+    }
     let result = match op {
         Op::Parameter(number) => {
             return Err(EvalError::reason(format!("parameter {number} has no value by itself")));
@@ -207,6 +216,15 @@ fn array_type<'a>(op: &Op, ty: &'a Type) -> Result<&'a ArrayType, EvalError> {
         Type::Array(array) => Ok(array),
         Type::QArray(_) | Type::Tuple(_) | Type::Token | Type::Opaque(_) => {
             Err(EvalError::reason(format!("{} yields an array, found the type {ty}", op.name())))
+        }
+    }
+}
+
+fn quantized_type<'a>(op: &Op, ty: &'a Type) -> Result<&'a QArrayType, EvalError> {
+    match ty {
+        Type::QArray(q) => Ok(q),
+        Type::Array(_) | Type::Tuple(_) | Type::Token | Type::Opaque(_) => {
+            Err(EvalError::reason(format!("{} yields a quantized array, found the type {ty}", op.name())))
         }
     }
 }

@@ -6,6 +6,7 @@ pub(crate) mod elementwise;
 pub(crate) mod float;
 pub(crate) mod indexing;
 pub(crate) mod int;
+pub(crate) mod quant;
 pub(crate) mod random;
 pub(crate) mod reduce;
 pub(crate) mod shape;

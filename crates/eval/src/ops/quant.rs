@@ -1,0 +1,78 @@
+//! Ops of quantized arrays.
+
+use qwix_array::Array;
+use qwix_graph::SliceDim;
+use qwix_quant::QArray;
+
+use crate::EvalError;
+use crate::ops::indexing::clamped_starts;
+use crate::ops::shape;
+
+/// The same function of qvalue, scale and zero point.
+fn each_part(q: &QArray, f: impl Fn(&Array) -> Result<Array, EvalError>) -> Result<QArray, EvalError> {
+    let zero_point = q.zero_point().map(&f).transpose()?;
+    Ok(QArray::new(f(q.qvalue())?, f(q.scale())?, zero_point, q.qtype())?)
+}
+
+/// A part with static bounds; it begins and ends between tiles.
+pub(crate) fn slice(q: &QArray, dims: &[SliceDim]) -> Result<QArray, EvalError> {
+    if dims.len() != q.shape().len() {
+        return Err(EvalError::reason(format!("slice of shape {:?} by {dims:?}", q.shape())));
+    }
+    let shape = q.shape();
+    each_part(q, |part| {
+        let dims = dims
+            .iter()
+            .zip(shape.iter().zip(part.shape()))
+            .map(|(dim, (&size, &scales))| scaled(dim, size, scales))
+            .collect::<Result<Vec<_>, _>>()?;
+        shape::slice(part, &dims)
+    })
+}
+
+/// The slice of `scales` entries that goes with a slice of `size` elements.
+fn scaled(dim: &SliceDim, size: usize, scales: usize) -> Result<SliceDim, EvalError> {
+    if scales == size || dim.start >= dim.limit {
+        return Ok(*dim);
+    }
+    let tile = size.checked_div(scales).unwrap_or(1);
+    if scales == 1 {
+        return Ok(SliceDim { start: 0, limit: 1, stride: 1 });
+    }
+    if dim.stride != 1 || dim.start % tile != 0 || dim.limit % tile != 0 {
+        return Err(EvalError::reason(format!(
+            "a slice from {} to {} by {} cuts through tiles of {tile}",
+            dim.start, dim.limit, dim.stride
+        )));
+    }
+    Ok(SliceDim { start: dim.start / tile, limit: dim.limit / tile, stride: 1 })
+}
+
+/// A slice of `sizes` that starts at the operands.
+pub(crate) fn dynamic_slice(q: &QArray, starts: &[Array], sizes: &[usize]) -> Result<QArray, EvalError> {
+    let start = clamped_starts(q.shape(), sizes, starts)?;
+    let dims: Vec<SliceDim> = start
+        .iter()
+        .zip(sizes)
+        .map(|(&start, size)| SliceDim { start, limit: start + size, stride: 1 })
+        .collect();
+    slice(q, &dims)
+}
+
+/// The same elements with unit axes added or dropped.
+pub(crate) fn reshape(q: &QArray, to: &[usize]) -> Result<QArray, EvalError> {
+    let long = |shape: &[usize]| shape.iter().copied().filter(|&d| d != 1).collect::<Vec<_>>();
+    if long(q.shape()) != long(to) {
+        return Err(EvalError::reason(format!(
+            "a quantized array of shape {:?} cannot be reshaped into {to:?}: only unit axes may come and go",
+            q.shape()
+        )));
+    }
+    let from = q.shape();
+    each_part(q, |part| {
+        let mut sizes = from.iter().zip(part.shape()).filter(|(d, _)| **d != 1).map(|(_, &p)| p);
+        let shape: Vec<usize> =
+            to.iter().map(|&d| if d == 1 { 1 } else { sizes.next().unwrap_or(1) }).collect();
+        Ok(part.reshape(&shape)?)
+    })
+}

@@ -1,0 +1,201 @@
+//! The reference evaluator as a backend: signatures, control flow, limits, and graphs that make no sense.
+
+use std::sync::Arc;
+
+use qwix_array::{Array, DType, Pred};
+use qwix_eval::{Backend, EvalError, Limits, Params, ReferenceBackend, Value, fold_constants};
+use qwix_graph::{
+    BinaryOp, Comparison, Computation, ComputationBuilder, DotDims, Graph, GraphBuilder, GraphError, Op,
+    Path, Type, UnaryOp, reducer,
+};
+
+fn f32s(shape: &[usize], values: &[f32]) -> Array {
+    Array::from_vec(shape, values.to_vec()).unwrap()
+}
+
+fn dense() -> Graph {
+    let mut b = GraphBuilder::new("dense");
+    let x = b.input("x", Type::array(DType::F32, [2, 3])).unwrap();
+    let w = b.variable("Dense_0/kernel", Type::array(DType::F32, [3, 2])).unwrap();
+    let dims = DotDims { lhs_contracting: vec![1], rhs_contracting: vec![0], ..DotDims::default() };
+    let y = b.dot(x, w, &dims, DType::F32).unwrap();
+    b.finish(y).unwrap()
+}
+
+fn params(rows: &[(&str, Array)]) -> Params {
+    rows.iter().map(|(path, array)| (Path::new(path), Value::Array(array.clone()))).collect()
+}
+
+fn run(graph: &Graph, inputs: &[Array]) -> Result<Vec<Array>, EvalError> {
+    let limits = Limits { max_iterations: Some(1000) };
+    ReferenceBackend { limits }.compile(graph, Params::new())?.run(inputs)
+}
+
+#[test]
+fn a_dense_layer() {
+    let kernel = f32s(&[3, 2], &[1., 2., 3., 4., 5., 6.]);
+    let model = ReferenceBackend::default().compile(&dense(), params(&[("Dense_0/kernel", kernel)])).unwrap();
+    let out = model.run(&[f32s(&[2, 3], &[1., 0., -1., 0.5, 0.5, 0.5])]).unwrap();
+    assert_eq!(out, [f32s(&[2, 2], &[-4., -4., 4.5, 6.])]);
+}
+
+#[test]
+fn signatures_are_held() {
+    let kernel = f32s(&[3, 2], &[0.; 6]);
+    let x = f32s(&[2, 3], &[0.; 6]);
+    // given parameters, inputs; what the message says
+    let rows: &[(Params, Vec<Array>, &str)] = &[
+        (params(&[]), vec![x.clone()], "parameter `Dense_0/kernel` is missing: expected f32[3,2]"),
+        (
+            params(&[("Dense_0/kernel", kernel.clone()), ("Dense_0/kernels", kernel.clone())]),
+            vec![x.clone()],
+            "parameter `Dense_0/kernels` is not one of the model's (did you mean `Dense_0/kernel`?)",
+        ),
+        (
+            params(&[("Dense_0/kernel", kernel.clone()), ("zzz", kernel.clone())]),
+            vec![x.clone()],
+            "parameter `zzz` is not one of the model's",
+        ),
+        (
+            params(&[("Dense_0/kernel", x.clone())]),
+            vec![x.clone()],
+            "parameter `Dense_0/kernel`: expected f32[3,2], found f32[2,3]",
+        ),
+        (params(&[("Dense_0/kernel", kernel.clone())]), vec![], "the model takes 1 inputs, found 0"),
+        (
+            params(&[("Dense_0/kernel", kernel.clone())]),
+            vec![Array::zeros(DType::BF16, &[2, 3]).unwrap()],
+            "input 0 `x`: expected f32[2,3], found bf16[2,3]",
+        ),
+    ];
+    let mut wrong = Vec::new();
+    for (params, inputs, want) in rows {
+        let found = ReferenceBackend::default().compile(&dense(), params.clone()).and_then(|m| m.run(inputs));
+        let found = found.map_or_else(|e| e.to_string(), |out| format!("{out:?}"));
+        if found != *want {
+            wrong.push((found, *want));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// s32[] → pred: less than `limit`.
+fn below(limit: i32) -> Arc<Computation> {
+    let mut b = ComputationBuilder::new("below");
+    let x = b.parameter("x", Type::array(DType::S32, [])).unwrap();
+    let limit = b.scalar(limit).unwrap();
+    let root = b.compare(Comparison::Lt, x, limit).unwrap();
+    Arc::new(b.finish(root).unwrap())
+}
+
+/// s32[] → s32[]: plus `step`.
+fn plus(step: i32) -> Arc<Computation> {
+    let mut b = ComputationBuilder::new("plus");
+    let x = b.parameter("x", Type::array(DType::S32, [])).unwrap();
+    let step = b.scalar(step).unwrap();
+    let root = b.binary(BinaryOp::Add, x, step).unwrap();
+    Arc::new(b.finish(root).unwrap())
+}
+
+fn looping(step: i32) -> Graph {
+    let mut b = GraphBuilder::new("loop");
+    let x = b.input("x", Type::array(DType::S32, [])).unwrap();
+    let root = b.add(Op::While { condition: below(10), body: plus(step) }, &[x]).unwrap();
+    b.finish(root).unwrap()
+}
+
+#[test]
+fn loops_end_or_are_ended() {
+    assert_eq!(run(&looping(3), &[Array::scalar(2i32)]).unwrap(), [Array::scalar(11i32)]);
+    assert_eq!(run(&looping(3), &[Array::scalar(20i32)]).unwrap(), [Array::scalar(20i32)]);
+    let error = run(&looping(0), &[Array::scalar(2i32)]).unwrap_err().to_string();
+    assert!(error.contains("did not end within 1000 iterations") && error.contains("while"), "{error}");
+}
+
+#[test]
+fn branches() {
+    let graph = |index: Type| {
+        let mut b = GraphBuilder::new("branches");
+        let index = b.input("index", index).unwrap();
+        let x = b.input("x", Type::array(DType::S32, [])).unwrap();
+        let branches = vec![plus(1), plus(10)];
+        let root = b.add(Op::Conditional { branches }, &[index, x, x]).unwrap();
+        b.finish(root).unwrap()
+    };
+    let x = Array::scalar(5i32);
+    let by_number = graph(Type::array(DType::S32, []));
+    for (index, want) in [(0, 6), (1, 15), (2, 15), (-1, 15), (i32::MAX, 15)] {
+        let found = run(&by_number, &[Array::scalar(index), x.clone()]).unwrap();
+        assert_eq!(found, [Array::scalar::<i32>(want)], "branch {index}");
+    }
+    let by_pred = graph(Type::array(DType::Pred, []));
+    for (index, want) in [(true, 6), (false, 15)] {
+        let found = run(&by_pred, &[Array::scalar(Pred::from(index)), x.clone()]).unwrap();
+        assert_eq!(found, [Array::scalar::<i32>(want)], "branch {index}");
+    }
+}
+
+#[test]
+fn sums_are_wide_and_orders_may_be_nonsense() {
+    let sum = |dtype: DType, n: usize| {
+        let mut b = GraphBuilder::new("sum");
+        let x = b.input("x", Type::array(dtype, [n])).unwrap();
+        let zero = b.constant(Array::zeros(dtype, &[]).unwrap()).unwrap();
+        let computation = reducer(BinaryOp::Add, dtype).unwrap();
+        let root = b.add(Op::Reduce { dimensions: vec![0], computation }, &[x, zero]).unwrap();
+        b.finish(root).unwrap()
+    };
+    // One at a time in bf16 this would stay at 256.
+    let ones = Array::from_f64(DType::BF16, &[1024], &[1.0; 1024]).unwrap();
+    assert_eq!(run(&sum(DType::BF16, 1024), &[ones]).unwrap()[0].to_f64_vec(), [1024.0]);
+    let wraps = Array::from_i64(DType::S8, &[3], &[100, 100, 100]).unwrap();
+    assert_eq!(run(&sum(DType::S8, 3), &[wraps]).unwrap()[0].to_i64_vec(), [44]);
+
+    // A comparator that always says "less" is no order; the elements stay some permutation.
+    let mut c = ComputationBuilder::new("less");
+    c.parameter("a", Type::array(DType::F32, [])).unwrap();
+    c.parameter("b", Type::array(DType::F32, [])).unwrap();
+    let yes = c.scalar(Pred::from(true)).unwrap();
+    let comparator = Arc::new(c.finish(yes).unwrap());
+    let mut b = GraphBuilder::new("sort");
+    let x = b.input("x", Type::array(DType::F32, [100])).unwrap();
+    let root = b.add(Op::Sort { dimension: 0, stable: true, comparator }, &[x]).unwrap();
+    let graph = b.finish(root).unwrap();
+    let values: Vec<f32> = (0..100).map(|i| (i * 37 % 100) as f32).collect();
+    let mut found = run(&graph, &[f32s(&[100], &values)]).unwrap()[0].to_f64_vec();
+    found.sort_by(f64::total_cmp);
+    assert!(found.iter().copied().eq((0..100).map(f64::from)));
+}
+
+#[test]
+fn what_is_constant_is_folded() -> Result<(), GraphError> {
+    let mut b = GraphBuilder::new("fold");
+    let x = b.input("x", Type::array(DType::F32, [4]))?;
+    let i = b.iota(Type::array(DType::S32, [4]), 0)?;
+    let two = b.scalar(2i32)?;
+    let two = b.broadcast(two, &[4], &[])?;
+    let doubled = b.binary(BinaryOp::Multiply, i, two)?;
+    let doubled = b.convert(doubled, DType::F32)?;
+    let e = b.unary(UnaryOp::Negate, doubled)?;
+    let y = b.binary(BinaryOp::Add, x, e)?;
+    let graph = b.finish(y)?;
+    let folded = fold_constants(&graph);
+    folded.verify()?;
+    let ops: Vec<&str> = folded.entry.nodes.iter().map(|n| n.op.name()).collect();
+    assert_eq!(ops, ["parameter", "constant", "add"]);
+    let x = f32s(&[4], &[1., 1., 1., 1.]);
+    let want = [f32s(&[4], &[1., -1., -3., -5.])];
+    assert_eq!(run(&graph, &[x.clone()]).unwrap(), want);
+    assert_eq!(run(&folded, &[x]).unwrap(), want);
+    Ok(())
+}
+
+#[test]
+fn results_that_memory_cannot_hold_are_refused() {
+    let mut b = GraphBuilder::new("huge");
+    let x = b.input("x", Type::array(DType::S8, [])).unwrap();
+    let root = b.broadcast(x, &[1 << 20, 1 << 20, 1 << 10], &[]).unwrap();
+    let graph = b.finish(root).unwrap();
+    let error = run(&graph, &[Array::scalar(1i8)]).unwrap_err().to_string();
+    assert!(error.contains("memory") && error.contains("broadcast"), "{error}");
+}
