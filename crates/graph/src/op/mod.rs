@@ -185,7 +185,7 @@ pub enum Op {
 /// Algorithms of `rng-bit-generator`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum RngAlgorithm {
-    /// The implementation's choice: ThreeFry here.
+    /// The implementation's choice: Philox here, as on XLA:CPU.
     Default,
     /// ThreeFry-2x32.
     ThreeFry,
