@@ -36,6 +36,11 @@ def main():
     import rules
     for name in names or models.MODELS:
       ok &= apart(make_models.make_model, name, [c for c in rules.CASES if c[0] == name])
+  if section in ('all', 'ops'):
+    import make_ops
+    for name in names or make_ops.OPS:
+      ok &= apart(make_ops.make, name)
+    make_ops.index()
   sys.exit(0 if ok else 1)
 
 

@@ -26,6 +26,14 @@ class Linen:
   # Several layers with norms and attention between them: rounding ties turn.
   deep: bool = False
   note: str = ''
+  # Modules that Qwix cannot quantize: left out when sites are listed.
+  skip: str = ''
+  # Where Qwix cannot do the model as it is written: the same arithmetic in a
+  # way that it can, the way from our parameters to the twin's, and back from
+  # the twin's quantized parameters.
+  twin: Any = None
+  to_twin: Callable[[dict], dict] = lambda p: p
+  from_twin: Callable[[dict], dict] = lambda p: p
   kind = 'linen'
 
 
@@ -84,6 +92,17 @@ def linen_mlp():
 @model
 def linen_mlp_wide():
   return Linen(Mlp((16, 8)), (normal(3, 256),), note='K = 256: two tiles of 128')
+
+
+@model
+def linen_mlp_64():
+  return Linen(Mlp((64, 32, 8)), (normal(4, 64),), note='every K is a multiple of 32')
+
+
+@model
+def linen_mlp_64_bf16():
+  return Linen(Mlp((64, 32, 8), dtype=jnp.bfloat16, param_dtype=jnp.bfloat16),
+               (normal(4, 64, dtype=jnp.bfloat16),), note='the same in bf16')
 
 
 @model
@@ -338,12 +357,14 @@ def decoder_inputs(s, index):
 @model
 def decoder_prefill():
   return Linen(Decoder(), decoder_inputs(5, 0), deep=True,
-               note='rotary, RMSNorm, SwiGLU, grouped queries, KV cache, tied logits; five tokens')
+               note='rotary, RMSNorm, SwiGLU, grouped queries, KV cache, tied logits; five tokens',
+               skip='embedder')
 
 
 @model
 def decoder_step():
-  return Linen(Decoder(), decoder_inputs(1, 4), deep=True, note='the same, one token at position 4')
+  return Linen(Decoder(), decoder_inputs(1, 4), deep=True, note='the same, one token at position 4',
+               skip='embedder')
 
 
 class NnxEncoder(nnx.Module):
@@ -365,6 +386,33 @@ class NnxEncoder(nnx.Module):
 @model
 def nnx_encoder():
   return Nnx(lambda: NnxEncoder(nnx.Rngs(2)), (integers(20, 2, 5),), deep=True)
+
+
+def unstack(names, n):
+  """Splits the leading axis of params[name] into name_0, name_1, …"""
+
+  def split(params):
+    out = {k: v for k, v in params.items() if k not in names}
+    for name in names:
+      for i in range(n):
+        out[f'{name}_{i}'] = jax.tree.map(lambda x: x[i], params[name])
+    return out
+
+  return split
+
+
+def stack(names, n):
+  """The way back, on a flat dict of quantized parameters."""
+
+  def join(flat):
+    out = dict(flat)
+    for name in names:
+      for key in [k for k in flat if k.split('/')[0] == f'{name}_0']:
+        rest = key[len(f'{name}_0'):]
+        out[name + rest] = jnp.stack([out.pop(f'{name}_{i}{rest}') for i in range(n)])
+    return out
+
+  return join
 
 
 # --- mixture of experts ------------------------------------------------------
@@ -416,9 +464,19 @@ class Scan(nn.Module):
     return nn.Dense(4, name='head')(x)
 
 
+class Unrolled(nn.Module):
+
+  @nn.compact
+  def __call__(self, x):
+    for i in range(3):
+      x, _ = ScanBlock(name=f'layers_{i}')(x, None)
+    return nn.Dense(4, name='head')(x)
+
+
 @model
 def scan_layers():
-  return Linen(Scan(), (normal(4, 16),), note='nn.scan: a while over stacked parameters')
+  return Linen(Scan(), (normal(4, 16),), note='nn.scan: a while over stacked parameters',
+               twin=Unrolled(), to_twin=unstack(['layers'], 3), from_twin=stack(['layers'], 3))
 
 
 class Remat(nn.Module):
@@ -469,9 +527,17 @@ class Vmapped(nn.Module):
     return mlp((12, 4), name='experts')(x)
 
 
+class OneByOne(nn.Module):
+
+  @nn.compact
+  def __call__(self, x):
+    return jnp.stack([Mlp((12, 4), name=f'experts_{i}')(x[i]) for i in range(3)])
+
+
 @model
 def vmap_modules():
-  return Linen(Vmapped(), (normal(3, 5, 8),), note='nn.vmap over parameters: batched dots')
+  return Linen(Vmapped(), (normal(3, 5, 8),), note='nn.vmap over parameters: batched dots',
+               twin=OneByOne(), to_twin=unstack(['experts'], 3), from_twin=stack(['experts'], 3))
 
 
 class Rnn(nn.Module):
@@ -500,9 +566,20 @@ class Left(nn.Module):
     return jnp.einsum('cb,ck->bk', y, v)
 
 
+class Right(nn.Module):
+
+  @nn.compact
+  def __call__(self, x):
+    w = self.param('w', nn.initializers.lecun_normal(), (12, 16))
+    v = self.param('v', nn.initializers.lecun_normal(), (12, 6))
+    y = jax.lax.dot_general(x, w, (((0,), (1,)), ((), ()))).T
+    return jnp.einsum('cb,ck->bk', y, v)
+
+
 @model
 def left_weight():
-  return Linen(Left(), (normal(16, 3),), note='Qwix sees a weight only on the right: on the left it is an activation')
+  return Linen(Left(), (normal(16, 3),), twin=Right(),
+               note='Qwix sees a weight only on the right: on the left it is an activation')
 
 
 class Views(nn.Module):
@@ -519,9 +596,24 @@ class Views(nn.Module):
     return jnp.dot(x, half.astype(jnp.float32))
 
 
+class Turned(nn.Module):
+
+  @nn.compact
+  def __call__(self, x):
+    init = nn.initializers.lecun_normal()
+    flat = self.param('flat', init, (16, 24))
+    turned = self.param('turned', init, (24, 20))
+    half = self.param('half', init, (20, 12), jnp.bfloat16)
+    x = jax.lax.dot_general(x, flat.reshape(16, 4, 6), (((1,), (0,)), ((), ())))
+    x = nn.relu(x.reshape(-1, 24))
+    x = nn.relu(jnp.dot(x, turned))
+    return jnp.dot(x, half.astype(jnp.float32))
+
+
 @model
 def weight_views():
-  return Linen(Views(), (normal(4, 16),), note='weights through reshape, transpose and convert')
+  return Linen(Views(), (normal(4, 16),), note='weights through reshape, transpose and convert',
+               twin=Turned(), to_twin=lambda p: {**p, 'turned': p['turned'].T})
 
 
 class Stacked(nn.Module):
@@ -534,9 +626,20 @@ class Stacked(nn.Module):
     return x
 
 
+class Apart(nn.Module):
+
+  @nn.compact
+  def __call__(self, x):
+    for i in range(3):
+      w = self.param(f'stack_{i}', nn.initializers.lecun_normal(), (16, 16))
+      x = nn.relu(jnp.dot(x, w))
+    return x
+
+
 @model
 def weight_stack():
-  return Linen(Stacked(), (normal(4, 16),), note='slices of one stacked parameter; Qwix finds no weight there')
+  return Linen(Stacked(), (normal(4, 16),), note='slices of one stacked parameter',
+               twin=Apart(), to_twin=unstack(['stack'], 3), from_twin=stack(['stack'], 3))
 
 
 class Einsums(nn.Module):
