@@ -1,7 +1,7 @@
 """Models, and cases of models: what JAX says, and what Qwix says."""
 
-import inspect
-import json
+import dataclasses
+import functools
 
 import common
 from common import ROOT, jax, jnp, np, rng
@@ -10,6 +10,7 @@ from flax import linen as nn
 from flax import nnx
 import models
 import qwix
+from qwix._src.core import conv_general, dot_general, einsum, numerics, qarray
 from qwix._src.providers import ptq
 from qwix._src.utils import flax_util
 
@@ -24,11 +25,34 @@ def rule(fields):
   return qwix.QuantizationRule(**fields)
 
 
+def widen(x):
+  """4-bit qvalues in 8 bits: the same numbers, which XLA:CPU can multiply."""
+  if isinstance(x, qarray.QArray) and numerics.can_dequant_on_output(x.qtype):
+    if x.qvalue.dtype == jnp.int4:
+      return dataclasses.replace(x, qvalue=x.qvalue.astype(jnp.int8), zero_point=(
+          None if x.zero_point is None else x.zero_point.astype(jnp.int8)))
+    if x.qvalue.dtype == jnp.float4_e2m1fn:
+      return dataclasses.replace(x, qvalue=x.qvalue.astype(jnp.float8_e4m3fn))
+  return x
+
+
+def wide_dot_general(lhs, rhs, *args, **kw):
+  return dot_general.dot_general(widen(lhs), widen(rhs), *args, **kw)
+
+
+WIDE = dict(
+    _dot_general_fn=wide_dot_general,
+    _einsum_fn=functools.partial(einsum.einsum, _qwix_dot_general=wide_dot_general),
+    _conv_general_dilated_fn=lambda lhs, rhs, *args, **kw: conv_general.conv_general_dilated(
+        widen(lhs), widen(rhs), *args, **kw),
+)
+
+
 class Watch(qwix.PtqProvider):
   """PtqProvider that writes down each op it meets."""
 
-  def __init__(self, rules, sites=None):
-    super().__init__(rules)
+  def __init__(self, rules, sites=None, **kw):
+    super().__init__(rules, **kw)
     self.sites = sites
 
   def _side(self, x):
@@ -155,11 +179,11 @@ class Oracle:
         dropped.append('input ' + '/'.join(keys))
     return params, inputs, dropped
 
-  def quantize(self, rules, sites=None, twin=False):
+  def quantize(self, rules, sites=None, twin=False, wide=False):
     """Qwix's parameters and outputs: (flat dict, list)."""
     m, key = self.spec, jax.random.key(0)
     back = lambda x: x
-    provider = Watch([rule(r) for r in rules], sites)
+    provider = Watch([rule(r) for r in rules], sites, **(WIDE if wide else {}))
     if m.kind in ('linen', 'raw'):
       module, params = m.module if m.kind == 'linen' else m.twin, self.params
       if m.kind == 'linen' and twin:
@@ -221,8 +245,15 @@ def make_model(name, cases):
     folder = ROOT / 'cases' / f'{name}__{rules_name}'
     info = dict(model=name)
     twin = getattr(m, 'twin', None) is not None and m.kind == 'linen' and not compat
+    wide = False
     try:
-      qparams, outputs = o.quantize(rules, twin=twin)
+      try:
+        qparams, outputs = o.quantize(rules, twin=twin)
+      except jax.errors.JaxRuntimeError as e:
+        if 'custom element sizes' not in str(e):
+          raise
+        wide = True
+        qparams, outputs = o.quantize(rules, twin=twin, wide=True)
     except Exception as e:  # pylint: disable=broad-except
       print(f'{name}__{rules_name}: Qwix refuses: {type(e).__name__}: {e}')
       info['qwix_refuses'] = f'{type(e).__name__}: {e}'.splitlines()[0][:300]
@@ -242,6 +273,8 @@ def make_model(name, cases):
     info['noise_nudged'] = float('%.2g' % noise)
     info['error'] = float('%.3g' % max(relative(a, b) for a, b in zip(outputs, o.outputs)))
     notes = []
+    if wide:
+      notes.append('XLA:CPU does not multiply 4-bit arrays by 4-bit arrays; the qvalues were widened to 8 bits, which is exact')
     if twin:
       notes.append('Qwix cannot do this as it is written; these are its numbers for the same arithmetic written apart')
     for i, (a, b) in enumerate(zip(outputs, o.outputs)):

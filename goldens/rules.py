@@ -82,6 +82,7 @@ case('linen_cnn nnx_cnn', 'a_minmax_09', dict(W8A8, act_calibration_method='minm
 case('linen_cnn', 'wa_int4', dict(weight_qtype='int4', act_qtype='int4'))
 case('linen_cnn nnx_cnn', 'wa_e4m3fn', dict(weight_qtype='float8_e4m3fn', act_qtype='float8_e4m3fn'))
 case('linen_conv1d', 'wa_e5m2', dict(weight_qtype='float8_e5m2', act_qtype='float8_e5m2'))
+case('nnx_cnn', 'wa_nf4', dict(weight_qtype='nf4', act_qtype='nf4'))
 case('linen_conv1d', 'wa_int6', dict(weight_qtype='int6', act_qtype='int6'))
 
 # Several rules, in order.
