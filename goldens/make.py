@@ -41,6 +41,9 @@ def main():
     for name in names or make_ops.OPS:
       ok &= apart(make_ops.make, name)
     make_ops.index()
+  if section in ('all', 'dtypes'):
+    import make_dtypes
+    ok &= apart(make_dtypes.make)
   sys.exit(0 if ok else 1)
 
 
