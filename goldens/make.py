@@ -44,6 +44,10 @@ def main():
   if section in ('all', 'dtypes'):
     import make_dtypes
     ok &= apart(make_dtypes.make)
+  if section in ('all', 'qarray'):
+    import make_qarray
+    ok &= apart(make_qarray.make_quantize)
+    ok &= apart(make_qarray.make_products)
   sys.exit(0 if ok else 1)
 
 
