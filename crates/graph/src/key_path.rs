@@ -196,7 +196,8 @@ mod tests {
 
     #[test]
     fn key_paths() {
-        let rows: &[(&str, Option<(&str, &[&str], &str)>)] = &[
+        type Row = (&'static str, Option<(&'static str, &'static [&'static str], &'static str)>);
+        let rows: &[Row] = &[
             (
                 "variables['params']['Dense_0']['kernel']",
                 Some(("variables", &["params", "Dense_0", "kernel"], "Dense_0/kernel")),

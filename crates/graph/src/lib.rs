@@ -7,6 +7,7 @@
 
 mod builder;
 mod error;
+mod export;
 mod graph;
 mod import;
 mod infer;
@@ -15,7 +16,6 @@ mod op;
 pub mod passes;
 mod patch;
 mod path;
-#[allow(dead_code, reason = "the other half is for writing")]
 mod proto;
 mod scope;
 mod ty;
@@ -23,6 +23,7 @@ mod verify;
 
 pub use builder::{ComputationBuilder, GraphBuilder, reducer};
 pub use error::GraphError;
+pub use export::ExportError;
 pub use graph::{Computation, Graph, Metadata, Node, NodeId, Parameter, Prep, Role, Slot};
 pub use import::ImportError;
 pub use infer::infer;

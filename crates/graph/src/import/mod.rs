@@ -18,6 +18,8 @@ use prost::Message as _;
 pub use error::ImportError;
 use error::quoted;
 
+pub(crate) use parameters::role_of;
+pub(crate) use shape::{TOKEN, TUPLE, primitive_of};
 use wire::Fields;
 
 use crate::passes::inline::{self, MAX_CALL_DEPTH};

@@ -34,7 +34,18 @@ pub(super) fn signature(entry: &Computation) -> Vec<Parameter> {
 /// A parameter with the path that it should have.
 fn parameter(node: &Node) -> Parameter {
     let key_path = KeyPath::parse(&node.metadata.op_name);
-    let (role, ambiguous) = match &key_path {
+    let (role, ambiguous) = role_of(&node.metadata.op_name);
+    let path = match (&key_path, role) {
+        (None, _) => Path::new(&node.name),
+        (Some(key_path), Role::Variable) => key_path.path(),
+        (Some(key_path), Role::Input) => key_path.path_with_argument(),
+    };
+    Parameter { path, key_path, role, ambiguous, ty: node.ty.clone(), slot: None }
+}
+
+/// What a parameter of this name is for, and whether that is a guess.
+pub(crate) fn role_of(op_name: &str) -> (Role, bool) {
+    match KeyPath::parse(op_name) {
         None => (Role::Input, true),
         Some(key_path) => {
             let is_variable = match key_path.collection() {
@@ -42,18 +53,12 @@ fn parameter(node: &Node) -> Parameter {
                 Some(collection) => collection != CACHE,
                 None => {
                     VARIABLE_ARGUMENTS.contains(&key_path.argument.as_str()) && !key_path.keys.is_empty()
-                        || is_nnx_variable(&node.metadata.op_name)
+                        || is_nnx_variable(op_name)
                 }
             };
             if is_variable { (Role::Variable, false) } else { (Role::Input, !key_path.keys.is_empty()) }
         }
-    };
-    let path = match (&key_path, role) {
-        (None, _) => Path::new(&node.name),
-        (Some(key_path), Role::Variable) => key_path.path(),
-        (Some(key_path), Role::Input) => key_path.path_with_argument(),
-    };
-    Parameter { path, key_path, role, ambiguous, ty: node.ty.clone(), slot: None }
+    }
 }
 
 /// Only NNX's variables end like that.

@@ -1,0 +1,196 @@
+//! [`Graph`] → `HloModuleProto`.
+
+mod instruction;
+mod literal;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use prost::Message as _;
+
+use crate::import::{TOKEN, TUPLE, primitive_of, role_of};
+use crate::passes::inline::{Names, plain_name};
+use crate::proto::{
+    HloComputationProto, HloInstructionProto, HloModuleProto, LayoutProto, OpMetadata, ProgramShapeProto,
+    ShapeProto,
+};
+use crate::{ArrayType, Computation, Graph, GraphError, KeyPath, Node, Op, Parameter, Role, Type};
+
+/// Why a graph cannot be written as an HLO module.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExportError {
+    /// A node that HLO cannot say.
+    #[error("instruction `{instruction}` ({opcode}) of computation `{computation}`: {reason}")]
+    Instruction {
+        /// The computation's name.
+        computation: String,
+        /// The node's name.
+        instruction: String,
+        /// HLO's name of the op.
+        opcode: String,
+        /// What was found, and what was expected.
+        reason: String,
+    },
+    /// A graph that is not whole.
+    #[error(transparent)]
+    Graph(#[from] GraphError),
+}
+
+impl Graph {
+    /// Writes the graph as a serialized `HloModuleProto`. Reading it back gives the same graph, names apart.
+    ///
+    /// # Errors
+    /// When the graph does not verify, has quantized types (lower them first), or has something that was read and not
+    /// understood: an op or a type without a meaning here, or a custom call, of which not all attributes are kept.
+    pub fn to_hlo_proto(&self) -> Result<Vec<u8>, ExportError> {
+        self.verify()?;
+        let mut writer = Writer::default();
+        let entry_id = writer.computation(&self.entry, Some(&self.parameters))?;
+        let entry = writer.computations.last();
+        let module = HloModuleProto {
+            name: plain_name(&self.name),
+            entry_computation_name: entry.map_or_else(String::new, |entry| entry.name.clone()),
+            host_program_shape: entry.and_then(|entry| entry.program_shape.clone()),
+            id: 1,
+            entry_computation_id: entry_id,
+            computations: writer.computations,
+        };
+        Ok(module.encode_to_vec())
+    }
+}
+
+#[derive(Default)]
+struct Writer {
+    /// Callees before their callers.
+    computations: Vec<HloComputationProto>,
+    ids: HashMap<*const Computation, i64>,
+    computation_names: Names,
+    /// XLA wants instructions' names to be unique in the module.
+    instruction_names: Names,
+}
+
+impl Writer {
+    /// Writes a computation and all that it calls; returns its id.
+    fn computation(
+        &mut self,
+        computation: &Arc<Computation>,
+        signature: Option<&[Parameter]>,
+    ) -> Result<i64, ExportError> {
+        if let Some(&id) = self.ids.get(&Arc::as_ptr(computation)) {
+            return Ok(id);
+        }
+        let mut called_ids = Vec::with_capacity(computation.nodes.len());
+        for node in &computation.nodes {
+            let mut ids = Vec::new();
+            for called in node.op.called() {
+                ids.push(self.computation(called, None)?);
+            }
+            if let Op::While { .. } = node.op {
+                // HLO writes the body first.
+                ids.reverse();
+            }
+            called_ids.push(ids);
+        }
+        let id = self.computations.len() as i64 + 1;
+        // XLA makes ids of a computation's and an instruction's number.
+        let instruction_id = |index: usize| id << 32 | (index as i64 + 1);
+        let mut instructions = Vec::with_capacity(computation.nodes.len());
+        for (index, (node, called_ids)) in computation.nodes.iter().zip(called_ids).enumerate() {
+            let wrong = |reason| ExportError::Instruction {
+                computation: computation.name.clone(),
+                instruction: node.name.clone(),
+                opcode: node.op.name().to_owned(),
+                reason,
+            };
+            let shape = shape_of(&node.ty).map_err(wrong)?;
+            let op_name = match (&node.op, signature) {
+                (Op::Parameter(number), Some(signature)) => signature
+                    .get(*number)
+                    .map_or_else(String::new, |parameter| parameter_name(node, parameter)),
+                _ => node.metadata.op_name.clone(),
+            };
+            let mut instruction = HloInstructionProto {
+                name: self.instruction_names.unique(&node.name),
+                opcode: node.op.name().to_owned(),
+                shape: Some(shape),
+                metadata: Some(OpMetadata { op_name }),
+                id: instruction_id(index),
+                operand_ids: node.operands.iter().map(|operand| instruction_id(operand.index())).collect(),
+                called_computation_ids: called_ids,
+                ..HloInstructionProto::default()
+            };
+            instruction::write_attributes(&node.op, &mut instruction).map_err(wrong)?;
+            instructions.push(instruction);
+        }
+        let of = |index: usize| instructions.get(index).and_then(|instruction| instruction.shape.clone());
+        let parameters = computation.parameters();
+        let program_shape = ProgramShapeProto {
+            parameters: parameters.iter().filter_map(|id| of(id.index())).collect(),
+            result: of(computation.root.index()),
+            parameter_names: parameters.iter().map(|id| instructions[id.index()].name.clone()).collect(),
+        };
+        self.computations.push(HloComputationProto {
+            name: self.computation_names.unique(&computation.name),
+            instructions,
+            program_shape: Some(program_shape),
+            id,
+            root_id: instruction_id(computation.root.index()),
+        });
+        self.ids.insert(Arc::as_ptr(computation), id);
+        Ok(id)
+    }
+}
+
+/// What a parameter is called in the file: as JAX wrote it, unless that says something else than the signature.
+fn parameter_name(node: &Node, parameter: &Parameter) -> String {
+    let says_it = |op_name: &str| role_of(op_name).0 == parameter.role;
+    let op_name = &node.metadata.op_name;
+    if parameter.key_path.is_some() && KeyPath::parse(op_name) == parameter.key_path && says_it(op_name) {
+        return op_name.clone();
+    }
+    let mut segments = parameter.path.segments().map(str::to_owned);
+    let made = match parameter.role {
+        Role::Variable => KeyPath { argument: "params".to_owned(), keys: segments.collect() },
+        Role::Input => KeyPath { argument: segments.next().unwrap_or_default(), keys: segments.collect() },
+    };
+    // An input that nobody named is known by its node's name.
+    let unnamed = parameter.role == Role::Input && parameter.path.as_str() == node.name;
+    let made = made.to_string();
+    if unnamed || !says_it(&made) { String::new() } else { made }
+}
+
+/// The shape of a type, its layout row-major.
+fn shape_of(ty: &Type) -> Result<ShapeProto, String> {
+    match ty {
+        Type::Array(array) => Ok(array_shape(array)),
+        Type::Tuple(elements) => Ok(ShapeProto {
+            element_type: TUPLE,
+            tuple_shapes: elements.iter().map(shape_of).collect::<Result<_, _>>()?,
+            ..ShapeProto::default()
+        }),
+        Type::Token => Ok(ShapeProto { element_type: TOKEN, ..ShapeProto::default() }),
+        Type::QArray(q) => Err(format!("HLO has no type {q}; lower the graph first")),
+        Type::Opaque(text) => Err(format!("the type {text} is not supported")),
+    }
+}
+
+fn array_shape(array: &ArrayType) -> ShapeProto {
+    let rank = array.shape.len();
+    ShapeProto {
+        element_type: primitive_of(array.dtype),
+        dimensions: numbers(&array.shape),
+        layout: Some(LayoutProto {
+            minor_to_major: (0..rank as i64).rev().collect(),
+            tail_padding_alignment_in_elements: 1,
+            ..LayoutProto::default()
+        }),
+        is_dynamic_dimension: vec![false; rank],
+        ..ShapeProto::default()
+    }
+}
+
+/// Axes and sizes as protobuf has them; a verified graph's fit.
+fn numbers(values: &[usize]) -> Vec<i64> {
+    values.iter().map(|&value| value as i64).collect()
+}

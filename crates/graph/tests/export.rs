@@ -1,0 +1,97 @@
+//! Graphs written as HLO modules and read back.
+
+use std::sync::Arc;
+
+use common::models;
+use qwix_array::{Array, DType};
+use qwix_graph::{Computation, Graph, GraphBuilder, Op, Type};
+
+mod common;
+
+/// A graph without what a file may change: instructions' and computations' names, and ids.
+fn nameless(graph: &Graph) -> Graph {
+    fn of(computation: &Computation) -> Computation {
+        let mut computation = computation.clone();
+        computation.name.clear();
+        for node in &mut computation.nodes {
+            node.name.clear();
+            node.metadata.id = 0;
+            for called in node.op.called_mut() {
+                *called = Arc::new(of(called));
+            }
+        }
+        computation
+    }
+    Graph { entry: Arc::new(of(&graph.entry)), ..graph.clone() }
+}
+
+#[test]
+fn every_model_comes_back_as_it_was() {
+    let mut wrong = Vec::new();
+    for (name, bytes) in models() {
+        let graph = Graph::from_hlo_proto(&bytes).unwrap();
+        let written = graph.to_hlo_proto().unwrap();
+        let back = Graph::from_hlo_proto(&written).unwrap();
+        if nameless(&graph) != nameless(&back) {
+            wrong.push(format!("{name}: another graph"));
+        }
+        if back.to_hlo_proto().unwrap() != written {
+            wrong.push(format!("{name}: other bytes the second time"));
+        }
+        let order = |graph: &Graph| {
+            let mut ids = Vec::new();
+            common::visit(&graph.entry, &mut |node| ids.push(node.metadata.id));
+            let mut order: Vec<usize> = (0..ids.len()).collect();
+            order.sort_by_key(|&index| ids[index]);
+            order
+        };
+        if order(&graph) != order(&back) {
+            wrong.push(format!("{name}: another trace order"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn constants_of_every_dtype_come_back() {
+    let mut wrong = Vec::new();
+    for dtype in DType::all() {
+        for shape in [&[][..], &[5], &[2, 3], &[0], &[3, 0, 2]] {
+            let count = shape.iter().product::<usize>();
+            let bytes: Vec<u8> = (0..dtype.byte_len(count).unwrap())
+                .map(|i| if dtype == DType::Pred { (i % 3 == 1).into() } else { (i * 37 + 11) as u8 })
+                .collect();
+            // A packed array's last byte has bits that belong to no element.
+            let array = Array::from_bytes(dtype, shape, bytes).unwrap();
+            let array = match dtype.is_packed() {
+                true => Array::pack(dtype, shape, &array.unpack_u8().unwrap()).unwrap(),
+                false => array,
+            };
+            let mut builder = GraphBuilder::new("constants");
+            let constant = builder.constant(array.clone()).unwrap();
+            let graph = builder.finish(constant).unwrap();
+            let back = Graph::from_hlo_proto(&graph.to_hlo_proto().unwrap()).unwrap();
+            let node = back.entry.node(back.entry.root);
+            if node.op != Op::Constant(array.clone()) || node.ty != Type::array(dtype, shape) {
+                wrong.push(format!("{dtype}{shape:?}: found {} of {}", node.op.name(), node.ty));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn an_hlo_proto_is_a_module_in_an_envelope() {
+    let (_, module) = models().remove(0);
+    let mut envelope = vec![0x0a];
+    let mut length = module.len();
+    while length >= 0x80 {
+        envelope.push(length as u8 | 0x80);
+        length >>= 7;
+    }
+    envelope.push(length as u8);
+    envelope.extend_from_slice(&module);
+    // An empty buffer assignment.
+    envelope.extend_from_slice(&[0x1a, 0]);
+    assert_eq!(Graph::from_hlo_proto(&envelope), Graph::from_hlo_proto(&module));
+}
