@@ -2,16 +2,22 @@
 
 #![forbid(unsafe_code)]
 
+mod calibrate;
 mod dims;
 mod error;
 mod how;
+mod kernel;
 mod plan;
 mod qarray;
 mod qtype;
+mod quantize;
+mod runs;
+mod scale;
 
+pub use calibrate::{Range, calibrate, check_finite};
 pub use dims::{ConvDims, DotDims, WindowDim};
 pub use error::QuantError;
-pub use how::{Calibration, Granularity, HowToQuantize, Tile};
+pub use how::{Calibration, Granularity, HowToQuantize, Parts, Tile};
 pub use plan::{
     BroadcastViews, ConvPlan, DotPlan, MIN_TILE, OperandInfo, QuantizedConv, QuantizedDot, QuantizedInfo,
     ScalePlan, SidePlan, ZeroPointPlan, accumulator_and_result, broadcast_views, conv_plan, dot_plan,
@@ -19,3 +25,5 @@ pub use plan::{
 };
 pub use qarray::QArray;
 pub use qtype::{Codec, QType, ScaleRounding};
+pub use quantize::{dequantize, quantize, quantize_as, quantize_with_scale_zero_point};
+pub use scale::{Arithmetic, ScaleFactor, compute_scale_zero_point, scale_factors};

@@ -1,0 +1,286 @@
+//! Finding the range of an array's values: Qwix's `calibrate`.
+
+use qwix_array::{Array, DType, Element, bf16, f16};
+
+use crate::runs::Runs;
+use crate::{Calibration, HowToQuantize, QuantError};
+
+/// The range that values are quantized into; entries as the scale will have.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Range {
+    /// From −absmax to absmax.
+    Symmetric {
+        /// The bound.
+        absmax: Array,
+    },
+    /// From min (at most 0) to max (at least 0).
+    Asymmetric {
+        /// The lower bound.
+        min: Array,
+        /// The upper bound.
+        max: Array,
+    },
+}
+
+/// Finds the range as the calibration method says, one for each entry of the scale, in the array's own dtype.
+///
+/// A NaN in the values makes the range NaN that it falls into.
+///
+/// # Errors
+/// When the dtype cannot be quantized or `how` does not fit the shape.
+pub fn calibrate(array: &Array, how: &HowToQuantize) -> Result<Range, QuantError> {
+    let dtype = array.dtype();
+    let factor = |scale: Option<f64>, array: Array| match scale {
+        Some(scale) => scaled(&array, scale),
+        None => Ok(array),
+    };
+    Ok(match statistics(array, how)? {
+        Statistics::AbsMax(absmax) => {
+            let (Calibration::AbsMax { scale } | Calibration::MinMax { scale }) = how.calibration else {
+                return Ok(Range::Symmetric { absmax });
+            };
+            Range::Symmetric { absmax: factor(scale, absmax)? }
+        }
+        Statistics::MinMax(min, max) => {
+            let (Calibration::AbsMax { scale } | Calibration::MinMax { scale }) = how.calibration else {
+                return Ok(Range::Asymmetric { min, max });
+            };
+            Range::Asymmetric { min: factor(scale, min)?, max: factor(scale, max)? }
+        }
+        Statistics::RootMeanSquare(rms) => {
+            let Calibration::Rms { scale } = how.calibration else {
+                return Ok(Range::Symmetric { absmax: rms });
+            };
+            Range::Symmetric { absmax: scaled(&rms, scale)? }
+        }
+        Statistics::Fixed { min, max } => fixed(dtype, array.rank(), min, max)?,
+    })
+}
+
+fn fixed(dtype: DType, rank: usize, min: f64, max: f64) -> Result<Range, QuantError> {
+    let one = |x: f64| Array::from_f64(dtype, &vec![1; rank], &[x]);
+    Ok(if min + max == 0.0 {
+        Range::Symmetric { absmax: one(max)? }
+    } else {
+        Range::Asymmetric { min: one(min)?, max: one(max)? }
+    })
+}
+
+/// Each element times a number that is rounded to the array's dtype first, and the product as well.
+pub(crate) fn scaled(array: &Array, factor: f64) -> Result<Array, QuantError> {
+    let dtype = array.dtype();
+    let factor = round(dtype, factor);
+    let products: Vec<f64> = array.to_f64_vec().into_iter().map(|x| x * factor).collect();
+    Ok(Array::from_f64(dtype, array.shape(), &products)?)
+}
+
+/// A number rounded to a float dtype. Sums, products, quotients and square roots of f32 or narrower numbers may be
+/// computed in f64 and then rounded: f64 has more than twice the digits, so it is as if rounded once.
+pub(crate) fn round(dtype: DType, x: f64) -> f64 {
+    match dtype {
+        DType::F32 => x as f32 as f64,
+        DType::BF16 | DType::F16 => {
+            Array::from_f64(dtype, &[], &[x]).map_or(f64::NAN, |a| a.to_f64_vec().into_iter().sum())
+        }
+        _ => x,
+    }
+}
+
+/// What is found in an array before any factor is applied.
+pub(crate) enum Statistics {
+    AbsMax(Array),
+    MinMax(Array, Array),
+    RootMeanSquare(Array),
+    Fixed { min: f64, max: f64 },
+}
+
+pub(crate) fn statistics(array: &Array, how: &HowToQuantize) -> Result<Statistics, QuantError> {
+    let dtype = array.dtype();
+    if !dtype.is_wide_float() {
+        return Err(QuantError::NotFloat { dtype });
+    }
+    how.validate(array.shape())?;
+    let shape = how.scale_shape(array.shape())?;
+    if let Calibration::Fixed { min, max } = how.calibration {
+        return Ok(Statistics::Fixed { min, max });
+    }
+    let runs = Runs::new(array.shape(), &shape)
+        .ok_or_else(|| QuantError::Invalid(format!("{shape:?} does not divide {:?}", array.shape())))?;
+    match dtype {
+        DType::F32 => measure::<f32>(array, how, &shape, &runs),
+        DType::F64 => measure::<f64>(array, how, &shape, &runs),
+        DType::BF16 => measure::<bf16>(array, how, &shape, &runs),
+        _ => measure::<f16>(array, how, &shape, &runs),
+    }
+}
+
+/// A float whose bits, read as integers, can be compared in its place, and so several at a time.
+trait Float: Element {
+    /// Magnitudes, unsigned: NaNs are beyond infinity.
+    type Magnitude: Copy + Ord + Default;
+    /// Values, signed and in order: NaNs are beyond both infinities.
+    type Ordered: Copy + Ord + Default;
+
+    fn magnitude(self) -> Self::Magnitude;
+    fn from_magnitude(bits: Self::Magnitude) -> Self;
+    fn ordered(self) -> Self::Ordered;
+    fn from_ordered(bits: Self::Ordered) -> Self;
+    fn nan() -> Self;
+    fn is_nan(self) -> bool;
+    /// The square, rounded to this type.
+    fn square(self) -> f64;
+    /// The mean is computed in f32 for narrower types.
+    fn root_mean(sum: f64, count: usize) -> f64;
+}
+
+macro_rules! float {
+    ($float:ty, $unsigned:ty, $signed:ty, $square:expr, $mean:expr) => {
+        impl Float for $float {
+            type Magnitude = $unsigned;
+            type Ordered = $signed;
+
+            #[inline(always)]
+            fn magnitude(self) -> $unsigned {
+                self.to_bits() & <$signed>::MAX as $unsigned
+            }
+            fn from_magnitude(bits: $unsigned) -> Self {
+                Self::from_bits(bits)
+            }
+            #[inline(always)]
+            fn ordered(self) -> $signed {
+                let bits = self.to_bits() as $signed;
+                bits ^ (bits >> (<$signed>::BITS - 1) & <$signed>::MAX)
+            }
+            fn from_ordered(bits: $signed) -> Self {
+                Self::from_bits((bits ^ (bits >> (<$signed>::BITS - 1) & <$signed>::MAX)) as $unsigned)
+            }
+            fn nan() -> Self {
+                <$float>::NAN
+            }
+            fn is_nan(self) -> bool {
+                <$float>::is_nan(self)
+            }
+            #[inline(always)]
+            fn square(self) -> f64 {
+                let square: fn($float) -> f64 = $square;
+                square(self)
+            }
+            fn root_mean(sum: f64, count: usize) -> f64 {
+                let mean: fn(f64, usize) -> f64 = $mean;
+                mean(sum, count)
+            }
+        }
+    };
+}
+
+float!(f32, u32, i32, |x| (x * x) as f64, |sum, n| (sum as f32 / n as f32).sqrt() as f64);
+float!(f64, u64, i64, |x| x * x, |sum, n| (sum / n as f64).sqrt());
+float!(bf16, u16, i16, |x| (x * x).to_f64(), |sum, n| {
+    bf16::from_f32(bf16::from_f32(sum as f32 / n as f32).to_f32().sqrt()).to_f64()
+});
+float!(f16, u16, i16, |x| (x * x).to_f64(), |sum, n| {
+    f16::from_f32(f16::from_f32(sum as f32 / n as f32).to_f32().sqrt()).to_f64()
+});
+
+fn measure<T: Float>(
+    array: &Array,
+    how: &HowToQuantize,
+    shape: &[usize],
+    runs: &Runs,
+) -> Result<Statistics, QuantError> {
+    let values = array.values::<T>()?;
+    let values = values.as_ref();
+    let entries: usize = shape.iter().product();
+    Ok(match how.calibration {
+        Calibration::AbsMax { .. } | Calibration::Fixed { .. } => {
+            let found = fold(values, runs, entries, T::magnitude, |a, b| a.max(b));
+            Statistics::AbsMax(Array::from_vec(shape, found.into_iter().map(T::from_magnitude).collect())?)
+        }
+        Calibration::MinMax { .. } => {
+            // Starting from 0 clips the range to contain it.
+            let min = fold(values, runs, entries, T::ordered, |a, b| a.min(b));
+            let max = fold(values, runs, entries, T::ordered, |a, b| a.max(b));
+            let (min, max): (Vec<T>, Vec<T>) = min
+                .into_iter()
+                .zip(max)
+                .map(|(min, max)| {
+                    let (min, max) = (T::from_ordered(min), T::from_ordered(max));
+                    if min.is_nan() || max.is_nan() { (T::nan(), T::nan()) } else { (min, max) }
+                })
+                .unzip();
+            Statistics::MinMax(Array::from_vec(shape, min)?, Array::from_vec(shape, max)?)
+        }
+        Calibration::Rms { .. } => {
+            let sums = fold(values, runs, entries, T::square, |a, b| a + b);
+            let count = array.len().checked_div(entries).unwrap_or(0);
+            let roots: Vec<f64> = sums.into_iter().map(|sum| T::root_mean(sum, count)).collect();
+            Statistics::RootMeanSquare(Array::from_f64(T::DTYPE, shape, &roots)?)
+        }
+    })
+}
+
+/// Reduces the elements that meet an entry, beginning with `B`'s default.
+fn fold<T: Copy, B: Copy + Default>(
+    values: &[T],
+    runs: &Runs,
+    entries: usize,
+    key: impl Fn(T) -> B,
+    pick: impl Fn(B, B) -> B,
+) -> Vec<B> {
+    const LANES: usize = 16;
+    let mut found = vec![B::default(); entries];
+    runs.for_each(|start, entry| {
+        let run = &values[start..start + runs.len];
+        if runs.each {
+            for (found, &x) in found[entry..entry + runs.len].iter_mut().zip(run) {
+                *found = pick(*found, key(x));
+            }
+            return;
+        }
+        let mut lanes = [B::default(); LANES];
+        let (blocks, rest) = run.as_chunks::<LANES>();
+        for block in blocks {
+            for (lane, &x) in lanes.iter_mut().zip(block) {
+                *lane = pick(*lane, key(x));
+            }
+        }
+        let blocks = lanes.into_iter().fold(found[entry], &pick);
+        found[entry] = rest.iter().fold(blocks, |a, &x| pick(a, key(x)));
+    });
+    found
+}
+
+/// Refuses values that have no range to be quantized into.
+///
+/// # Errors
+/// [`QuantError::NotFinite`] with the place of the first NaN or infinity of a float array.
+pub fn check_finite(array: &Array) -> Result<(), QuantError> {
+    fn first<T: Float>(
+        array: &Array,
+        infinity: T::Magnitude,
+    ) -> Result<Option<(usize, &'static str)>, QuantError> {
+        let values = array.values::<T>()?;
+        // The common case in one pass without a branch an element.
+        let largest = values.iter().fold(T::Magnitude::default(), |m, x| m.max(x.magnitude()));
+        if largest < infinity {
+            return Ok(None);
+        }
+        let at = values.iter().position(|x| x.magnitude() >= infinity);
+        Ok(at.map(|at| (at, if values[at].is_nan() { "a NaN" } else { "an infinity" })))
+    }
+    let found = match array.dtype() {
+        DType::F32 => first::<f32>(array, f32::INFINITY.to_bits())?,
+        DType::F64 => first::<f64>(array, f64::INFINITY.to_bits())?,
+        DType::BF16 => first::<bf16>(array, bf16::INFINITY.to_bits())?,
+        DType::F16 => first::<f16>(array, f16::INFINITY.to_bits())?,
+        _ => None,
+    };
+    match found {
+        None => Ok(()),
+        Some((at, what)) => {
+            let steps = qwix_array::strides(array.shape());
+            let index = array.shape().iter().zip(&steps).map(|(&size, &step)| at / step % size).collect();
+            Err(QuantError::NotFinite { what, index })
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! The arithmetic of quantizing, a chunk of elements at a time: widened to f32 (f64 for f64 arrays), each step rounded
+//! back to the array's dtype.
+
+use std::ops::{Add, Mul, Sub};
+
+use half::slice::HalfFloatSliceExt;
+use qwix_array::{Element, F4E2M1FN, F8E4M3FN, F8E5M2, bf16, f16};
+
+/// Elements of a chunk: a few buffers of it fit the first cache.
+pub(crate) const CHUNK: usize = 1024;
+
+/// The type that arithmetic is done in.
+pub(crate) trait Real:
+    Copy + Default + PartialOrd + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + 'static
+{
+    /// Adding this to a number of small magnitude rounds it to an integer, half to even, which is then in the low bits.
+    const MAGIC: Self;
+    const ZERO: Self;
+    fn from_f64(x: f64) -> Self;
+    fn divide(self, by: Self) -> Self;
+    fn low_bits(self) -> u16;
+    fn to_e4m3(self) -> u8;
+    fn to_e5m2(self) -> u8;
+    fn to_e2m1(self) -> u8;
+    /// Where the nearest of a codebook's values changes; see [`codebook_steps`].
+    fn steps(codebook: &'static [f32]) -> Vec<Self>;
+}
+
+macro_rules! real {
+    ($real:ty, $magic:expr, $from:ident) => {
+        impl Real for $real {
+            const MAGIC: Self = $magic;
+            const ZERO: Self = 0.0;
+            #[inline(always)]
+            fn from_f64(x: f64) -> Self {
+                x as $real
+            }
+            #[inline(always)]
+            fn divide(self, by: Self) -> Self {
+                self / by
+            }
+            #[inline(always)]
+            fn low_bits(self) -> u16 {
+                self.to_bits() as u16
+            }
+            #[inline(always)]
+            fn to_e4m3(self) -> u8 {
+                F8E4M3FN::$from(self).0
+            }
+            #[inline(always)]
+            fn to_e5m2(self) -> u8 {
+                F8E5M2::$from(self).0
+            }
+            #[inline(always)]
+            fn to_e2m1(self) -> u8 {
+                // XLA makes any NaN a negative zero.
+                if self.is_nan() { 8 } else { F4E2M1FN::$from(self).0 }
+            }
+            fn steps(codebook: &'static [f32]) -> Vec<Self> {
+                codebook_steps(
+                    codebook,
+                    |x: $real, value: f32| (value as $real - x).abs(),
+                    |a: $real, b: $real| {
+                        // The number half way between two others of one sign, by their bits; else 0 in between.
+                        if a < 0.0 && b > 0.0 {
+                            0.0
+                        } else {
+                            <$real>::from_bits(
+                                a.to_bits() / 2 + b.to_bits() / 2 + (a.to_bits() & b.to_bits() & 1),
+                            )
+                        }
+                    },
+                )
+            }
+        }
+    };
+}
+
+real!(f32, 12_582_912.0, from_f32);
+real!(f64, 6_755_399_441_055_744.0, from_f64);
+
+/// For each pair of neighbours in an ascending codebook, the largest number that is assigned the lower one. The
+/// distances are rounded, so these are not exactly the midpoints; found by bisection.
+fn codebook_steps<R: Real>(
+    codebook: &[f32],
+    distance: impl Fn(R, f32) -> R,
+    middle: impl Fn(R, R) -> R,
+) -> Vec<R> {
+    codebook
+        .windows(2)
+        .map(|pair| {
+            let (mut low, mut high) = (R::from_f64(pair[0] as f64), R::from_f64(pair[1] as f64));
+            loop {
+                let x = middle(low, high);
+                if !(x > low && x < high) {
+                    return low;
+                }
+                if distance(x, pair[0]) <= distance(x, pair[1]) { low = x } else { high = x }
+            }
+        })
+        .collect()
+}
+
+/// An array's element beside the type that arithmetic on it is done in.
+pub(crate) trait Wide: Element {
+    type Real: Real;
+    /// Whether scales divide even where they are broadcast.
+    const DIVIDES: bool;
+    fn load(from: &[Self], to: &mut [Self::Real]);
+    fn store(from: &[Self::Real], to: &mut Vec<Self>);
+    /// Rounds to this type, in place.
+    fn round(values: &mut [Self::Real]);
+}
+
+impl Wide for f32 {
+    type Real = f32;
+    const DIVIDES: bool = false;
+    fn load(from: &[f32], to: &mut [f32]) {
+        to.copy_from_slice(from);
+    }
+    fn store(from: &[f32], to: &mut Vec<f32>) {
+        to.extend_from_slice(from);
+    }
+    fn round(_: &mut [f32]) {}
+}
+
+impl Wide for f64 {
+    type Real = f64;
+    const DIVIDES: bool = false;
+    fn load(from: &[f64], to: &mut [f64]) {
+        to.copy_from_slice(from);
+    }
+    fn store(from: &[f64], to: &mut Vec<f64>) {
+        to.extend_from_slice(from);
+    }
+    fn round(_: &mut [f64]) {}
+}
+
+impl Wide for bf16 {
+    type Real = f32;
+    const DIVIDES: bool = true;
+    fn load(from: &[bf16], to: &mut [f32]) {
+        for (to, from) in to.iter_mut().zip(from) {
+            *to = f32::from_bits((from.to_bits() as u32) << 16);
+        }
+    }
+    fn store(from: &[f32], to: &mut Vec<bf16>) {
+        to.extend(from.iter().map(|x| bf16::from_bits((x.to_bits() >> 16) as u16)));
+    }
+    fn round(values: &mut [f32]) {
+        for x in values {
+            let bits = x.to_bits();
+            let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000;
+            *x = f32::from_bits(if x.is_nan() { bits } else { rounded });
+        }
+    }
+}
+
+impl Wide for f16 {
+    type Real = f32;
+    const DIVIDES: bool = false;
+    fn load(from: &[f16], to: &mut [f32]) {
+        from.convert_to_f32_slice(to);
+    }
+    fn store(from: &[f32], to: &mut Vec<f16>) {
+        let start = to.len();
+        to.resize(start + from.len(), f16::ZERO);
+        to[start..].convert_from_f32_slice(from);
+    }
+    fn round(values: &mut [f32]) {
+        let mut halves = [f16::ZERO; CHUNK];
+        for values in values.chunks_mut(CHUNK) {
+            let halves = &mut halves[..values.len()];
+            halves.convert_from_f32_slice(values);
+            halves.convert_to_f32_slice(values);
+        }
+    }
+}
+
+/// Rounds to integers between bounds, half to even; NaN becomes 0.
+#[inline(always)]
+fn to_int<R: Real>(x: R, min: R, max: R) -> u16 {
+    #[expect(clippy::eq_op, reason = "only NaN differs from itself")]
+    let x = if x == x { x } else { R::ZERO };
+    let x = if x < min { min } else { x };
+    let x = if x > max { max } else { x };
+    (x + R::MAGIC).low_bits()
+}
+
+/// Writes codes of at most eight bits for integers.
+pub(crate) fn encode_int8<R: Real>(values: &[R], min: R, max: R, codes: &mut Vec<u8>) {
+    codes.extend(values.iter().map(|&x| to_int(x, min, max) as u8));
+}
+
+/// Writes 16-bit integers.
+pub(crate) fn encode_int16<R: Real>(values: &[R], min: R, max: R, codes: &mut Vec<i16>) {
+    codes.extend(values.iter().map(|&x| to_int(x, min, max) as i16));
+}
+
+/// Clips, keeping NaN, and writes what `code` makes of it.
+pub(crate) fn encode_float<R: Real>(values: &[R], max: R, code: impl Fn(R) -> u8, codes: &mut Vec<u8>) {
+    let min = R::ZERO - max;
+    codes.extend(values.iter().map(|&x| {
+        let x = if x < min { min } else { x };
+        code(if x > max { max } else { x })
+    }));
+}
+
+/// Writes the index of the nearest value, the lower one on a tie; NaN is 0.
+pub(crate) fn encode_codebook<R: Real>(values: &[R], steps: &[R], codes: &mut Vec<u8>) {
+    let start = codes.len();
+    codes.resize(start + values.len(), 0);
+    let codes = &mut codes[start..];
+    for &step in steps {
+        for (code, &x) in codes.iter_mut().zip(values) {
+            *code += (x > step) as u8;
+        }
+    }
+}
