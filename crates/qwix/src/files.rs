@@ -59,17 +59,29 @@ impl NewDir {
         Ok(NewDir { target: target.to_owned(), temp })
     }
 
-    /// Writes one file of it, down to the disk.
+    /// Begins one file of it.
     ///
     /// # Errors
-    /// [`Error::Io`], under the name that the file would have had.
-    pub fn write(&self, name: &str, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
-        let io = |source| Error::io("write", &self.target.join(name), source);
-        let file = File::create_new(self.temp.path().join(name)).map_err(io)?;
-        let mut out = BufWriter::new(&file);
-        write(&mut out).and_then(|()| out.flush()).map_err(io)?;
-        drop(out);
-        file.sync_all().map_err(io)
+    /// [`Error::Io`], under the name that the file will have.
+    pub fn create(&self, name: &str) -> Result<NewFile> {
+        let shown = self.target.join(name);
+        let file = File::create_new(self.temp.path().join(name)).map_err(|e| Error::io("write", &shown, e))?;
+        Ok(NewFile { name: shown, out: BufWriter::new(file) })
+    }
+
+    /// Writes one file of it.
+    ///
+    /// # Errors
+    /// [`Error::Io`], under the name that the file will have.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let mut file = self.create(name)?;
+        file.out.write_all(bytes).map_err(|e| Error::io("write", &file.name, e))?;
+        file.finish()
+    }
+
+    /// Where a file of it lies until [`NewDir::commit`].
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.temp.path().join(name)
     }
 
     /// Puts it at its target: where nothing is, in place of an empty directory, or, with `replace`, in place of the
@@ -120,6 +132,30 @@ impl NewDir {
         let _ = self.temp.keep();
         sync_folder(&folder);
         Ok(())
+    }
+}
+
+/// A file of a directory in the making.
+#[derive(Debug)]
+pub struct NewFile {
+    name: PathBuf,
+    /// What is written goes here.
+    pub out: BufWriter<File>,
+}
+
+impl NewFile {
+    /// The name that it will have.
+    pub fn name(&self) -> &FilePath {
+        &self.name
+    }
+
+    /// Writes what is buffered, down to the disk.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn finish(mut self) -> Result<()> {
+        let done = self.out.flush().and_then(|()| self.out.get_ref().sync_all());
+        done.map_err(|e| Error::io("write", &self.name, e))
     }
 }
 

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path as FilePath, PathBuf};
 
 use qwix_array::{Array, DType};
@@ -248,31 +248,102 @@ fn name_of(dtype: DType) -> Option<Dtype> {
     })
 }
 
-/// Writes arrays as one safetensors file: widest elements first, then by key, so that every tensor is aligned and
-/// the same arrays give the same bytes.
+/// Where each tensor of a file to be written goes: widest elements first, then by key, so that every tensor is
+/// aligned and the same tensors give the same bytes.
+struct Layout {
+    header: Vec<u8>,
+    /// Key, type, offset from the end of the header; in the order of the file.
+    order: Vec<(String, ArrayType, usize)>,
+}
+
+impl Layout {
+    fn new(types: BTreeMap<String, ArrayType>) -> io::Result<Self> {
+        let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidInput, reason);
+        let mut order: Vec<(String, ArrayType)> = types.into_iter().collect();
+        order.sort_by_key(|(_, ty)| std::cmp::Reverse(ty.dtype.bits()));
+        let mut header = serde_json::Map::new();
+        let mut at = 0usize;
+        let mut placed = Vec::new();
+        for (key, ty) in order {
+            let dtype = name_of(ty.dtype)
+                .ok_or_else(|| invalid(format!("tensor `{key}`: safetensors has no {}", ty.dtype)))?;
+            let end = qwix_array::element_count(&ty.shape)
+                .and_then(|count| ty.dtype.byte_len(count))
+                .and_then(|len| at.checked_add(len))
+                .ok_or_else(|| invalid(format!("tensor `{key}`: {ty} is too large for this machine")))?;
+            let info = TensorInfo { dtype, shape: ty.shape.clone(), data_offsets: (at, end) };
+            header.insert(key.clone(), serde_json::to_value(info)?);
+            placed.push((key, ty, at));
+            at = end;
+        }
+        let mut header = serde_json::to_vec(&header)?;
+        header.resize(header.len().next_multiple_of(8), b' ');
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.append(&mut header);
+        Ok(Layout { header: bytes, order: placed })
+    }
+}
+
+/// Writes arrays as one safetensors file.
 ///
 /// # Errors
 /// When writing fails, or an array has a dtype that the format does not have (integers narrower than a byte).
 pub fn write_tensors(out: &mut dyn Write, tensors: &BTreeMap<String, Array>) -> io::Result<()> {
-    let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidInput, reason);
-    let mut order: Vec<(&String, &Array)> = tensors.iter().collect();
-    order.sort_by_key(|(key, array)| (std::cmp::Reverse(array.dtype().bits()), *key));
-    let mut header = serde_json::Map::new();
-    let mut at = 0usize;
-    for (key, array) in &order {
-        let dtype = name_of(array.dtype())
-            .ok_or_else(|| invalid(format!("tensor `{key}`: safetensors has no {}", array.dtype())))?;
-        let end = at + array.bytes().len();
-        let info = TensorInfo { dtype, shape: array.shape().to_vec(), data_offsets: (at, end) };
-        header.insert((*key).clone(), serde_json::to_value(info).map_err(io::Error::other)?);
-        at = end;
-    }
-    let mut header = serde_json::to_vec(&header)?;
-    header.resize(header.len().next_multiple_of(8), b' ');
-    out.write_all(&(header.len() as u64).to_le_bytes())?;
-    out.write_all(&header)?;
-    for (_, array) in order {
-        out.write_all(array.bytes())?;
+    let types = tensors.iter().map(|(k, a)| (k.clone(), ArrayType::new(a.dtype(), a.shape()))).collect();
+    let layout = Layout::new(types)?;
+    out.write_all(&layout.header)?;
+    for (key, _, _) in &layout.order {
+        if let Some(array) = tensors.get(key) {
+            out.write_all(array.bytes())?;
+        }
     }
     Ok(())
+}
+
+/// A safetensors file whose tensors are known by type and come one by one, in any order.
+pub struct TensorWriter<W> {
+    out: W,
+    /// Key → type and offset in the file; those still to come.
+    missing: BTreeMap<String, (ArrayType, u64)>,
+}
+
+impl<W: Write + Seek> TensorWriter<W> {
+    /// Writes the header.
+    ///
+    /// # Errors
+    /// As [`write_tensors`].
+    pub fn new(mut out: W, types: BTreeMap<String, ArrayType>) -> io::Result<Self> {
+        let layout = Layout::new(types)?;
+        out.write_all(&layout.header)?;
+        let start = layout.header.len() as u64;
+        let missing = layout.order.into_iter().map(|(key, ty, at)| (key, (ty, start + at as u64))).collect();
+        Ok(TensorWriter { out, missing })
+    }
+
+    /// Writes one tensor.
+    ///
+    /// # Errors
+    /// When writing fails, the key was not announced or was written already, or the type is another.
+    pub fn write(&mut self, key: &str, array: &Array) -> io::Result<()> {
+        let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidInput, reason);
+        let (ty, offset) =
+            self.missing.remove(key).ok_or_else(|| invalid(format!("tensor `{key}` was not expected")))?;
+        let found = ArrayType::new(array.dtype(), array.shape());
+        if found != ty {
+            return Err(invalid(format!("tensor `{key}`: expected {ty}, found {found}")));
+        }
+        self.out.seek(SeekFrom::Start(offset))?;
+        self.out.write_all(array.bytes())
+    }
+
+    /// Ends the file.
+    ///
+    /// # Errors
+    /// When writing fails or a tensor never came.
+    pub fn finish(mut self) -> io::Result<()> {
+        if let Some(key) = self.missing.keys().next() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("tensor `{key}` was never written")));
+        }
+        self.out.flush()
+    }
 }

@@ -1,0 +1,180 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Quantize models exported from JAX, and run them.
+///
+/// A model is the HloModuleProto that jax.jit(f).lower(...).compiler_ir('hlo').as_serialized_hlo_module_proto()
+/// writes. Parameters, inputs and outputs are safetensors.
+#[derive(Parser, Debug)]
+#[command(name = "qwix", version, max_term_width = 110, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    Inspect(Inspect),
+    Explain(Explain),
+    Quantize(Quantize),
+    Run(Run),
+    Compare(Compare),
+    Dump(Dump),
+}
+
+/// Show a model's parameters, inputs, outputs, modules and ops
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  qwix inspect model.hlo.pb
+  qwix inspect model.hlo.pb --json | jq .inputs")]
+pub struct Inspect {
+    /// The model
+    #[arg(value_name = "MODEL.hlo.pb")]
+    pub model: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Say for every dot and convolution what the rules do with it, and why
+///
+/// Reads no weights. A verdict is the rule, the qtypes and the axes; or the reason for leaving the op as it is.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  qwix explain model.hlo.pb --rules rules.json
+  qwix explain model.hlo.pb --rules rules.toml --strict     # in a script: fail when the rules miss something")]
+pub struct Explain {
+    /// The model
+    #[arg(value_name = "MODEL.hlo.pb")]
+    pub model: PathBuf,
+    /// The rules, JSON or TOML
+    #[arg(long, value_name = "R")]
+    pub rules: PathBuf,
+    /// Exit with 1 when a dot or convolution stays in float though no rule says that it should, or when a rule is
+    /// not used
+    #[arg(long)]
+    pub strict: bool,
+    /// Quantize only what Qwix itself quantizes
+    #[arg(long)]
+    pub qwix_compat: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Quantize a model's parameters by rules, into a directory that runs
+///
+/// The directory holds the model, the parameters, the rules and a manifest. It is written whole or not at all.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  qwix quantize model.hlo.pb --params params.safetensors --rules rules.json -o model.int8
+  qwix quantize model.hlo.pb --params model.safetensors.index.json --rules rules.toml -o model.int4")]
+pub struct Quantize {
+    /// The model
+    #[arg(value_name = "MODEL.hlo.pb")]
+    pub model: PathBuf,
+    /// The float parameters: a safetensors file, or the index.json of several
+    #[arg(long, value_name = "P")]
+    pub params: PathBuf,
+    /// The rules, JSON or TOML
+    #[arg(long, value_name = "R")]
+    pub rules: PathBuf,
+    /// Quantize only what Qwix itself quantizes
+    #[arg(long)]
+    pub qwix_compat: bool,
+    /// Leave out parameters that the model does not have, instead of refusing them
+    #[arg(long)]
+    pub allow_extra_params: bool,
+    /// Replace the package that is already at DIR
+    #[arg(long)]
+    pub force: bool,
+    /// Where to write the package
+    #[arg(short, long, value_name = "DIR")]
+    pub output: PathBuf,
+}
+
+/// Run a quantized package, or a float model with its parameters
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  qwix run model.int8 --inputs inputs.safetensors -o outputs.safetensors
+  qwix run model.hlo.pb --params params.safetensors --inputs inputs.safetensors -o outputs.safetensors")]
+pub struct Run {
+    /// A package that `qwix quantize` wrote, or a model (then with --params)
+    #[arg(value_name = "DIR|MODEL.hlo.pb")]
+    pub model: PathBuf,
+    /// The float parameters of a model
+    #[arg(long, value_name = "P")]
+    pub params: Option<PathBuf>,
+    /// The inputs: safetensors with keys 0, 1, … or the names that `qwix inspect` prints
+    #[arg(long, value_name = "I.safetensors")]
+    pub inputs: PathBuf,
+    /// What computes
+    #[arg(long, value_enum, default_value_t)]
+    pub backend: BackendName,
+    /// Leave out parameters that the model does not have, instead of refusing them
+    #[arg(long)]
+    pub allow_extra_params: bool,
+    /// Where to write the outputs: safetensors with keys 0, 1, …
+    #[arg(short, long, value_name = "OUT.safetensors")]
+    pub output: PathBuf,
+}
+
+/// Measure the error of a quantized package against its float model, per output and per site
+///
+/// SQNR is the signal-to-quantization-noise ratio: 10 dB more is a tenth of the noise's power. Worst first.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  qwix compare model.hlo.pb --params params.safetensors model.int8 --inputs inputs.safetensors")]
+pub struct Compare {
+    /// The float model
+    #[arg(value_name = "MODEL.hlo.pb")]
+    pub model: PathBuf,
+    /// Its parameters
+    #[arg(long, value_name = "P")]
+    pub params: PathBuf,
+    /// The quantized package
+    #[arg(value_name = "DIR")]
+    pub package: PathBuf,
+    /// The inputs: safetensors with keys 0, 1, … or the names that `qwix inspect` prints
+    #[arg(long, value_name = "I.safetensors")]
+    pub inputs: PathBuf,
+    /// What computes
+    #[arg(long, value_enum, default_value_t)]
+    pub backend: BackendName,
+    /// Leave out parameters that the model does not have, instead of refusing them
+    #[arg(long)]
+    pub allow_extra_params: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Write every parameter of a package as one flat safetensors file
+///
+/// Keys: <path>/qvalue, <path>/scale, <path>/zero_point, and plain <path> when left in float. Integers narrower than
+/// a byte become I8, fp8 and fp4 become F32; both are exact.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  qwix dump model.int8 -o flat.safetensors")]
+pub struct Dump {
+    /// The quantized package
+    #[arg(value_name = "DIR")]
+    pub package: PathBuf,
+    /// Where to write
+    #[arg(short, long, value_name = "FLAT.safetensors")]
+    pub output: PathBuf,
+}
+
+/// What computes.
+#[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BackendName {
+    /// The native engine
+    #[default]
+    Cpu,
+    /// The reference evaluator: obvious and slow
+    Reference,
+}
