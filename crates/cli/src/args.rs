@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::builder::PossibleValuesParser;
+use clap::{Args, Parser, Subcommand};
 
 /// Quantize models exported from JAX, and run them.
 ///
@@ -112,9 +113,9 @@ pub struct Run {
     /// The inputs: safetensors with keys 0, 1, … or the names that `qwix inspect` prints
     #[arg(long, value_name = "I.safetensors")]
     pub inputs: PathBuf,
-    /// What computes
-    #[arg(long, value_enum, default_value_t)]
-    pub backend: BackendName,
+    /// What computes: the native engine, or the reference evaluator (obvious and slow)
+    #[arg(long, value_parser = PossibleValuesParser::new(qwix::backend_names()), default_value = "cpu")]
+    pub backend: String,
     /// Leave out parameters that the model does not have, instead of refusing them
     #[arg(long)]
     pub allow_extra_params: bool,
@@ -142,9 +143,9 @@ pub struct Compare {
     /// The inputs: safetensors with keys 0, 1, … or the names that `qwix inspect` prints
     #[arg(long, value_name = "I.safetensors")]
     pub inputs: PathBuf,
-    /// What computes
-    #[arg(long, value_enum, default_value_t)]
-    pub backend: BackendName,
+    /// What computes: the native engine, or the reference evaluator (obvious and slow)
+    #[arg(long, value_parser = PossibleValuesParser::new(qwix::backend_names()), default_value = "cpu")]
+    pub backend: String,
     /// Leave out parameters that the model does not have, instead of refusing them
     #[arg(long)]
     pub allow_extra_params: bool,
@@ -167,14 +168,4 @@ pub struct Dump {
     /// Where to write
     #[arg(short, long, value_name = "FLAT.safetensors")]
     pub output: PathBuf,
-}
-
-/// What computes.
-#[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum BackendName {
-    /// The native engine
-    #[default]
-    Cpu,
-    /// The reference evaluator: obvious and slow
-    Reference,
 }

@@ -43,6 +43,28 @@ pub enum Error {
         /// Why it was not.
         reason: String,
     },
+    /// Something that has no form on disk or no meaning here.
+    #[error("{0}")]
+    Unsupported(String),
+    /// A model that cannot be read.
+    #[error("model `{}`: {reason}", file.display())]
+    Model {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong, and where.
+        reason: String,
+    },
+    /// A checkpoint whose parameters are not the model's.
+    #[error("`{}`: {source}", file.display())]
+    Params {
+        /// The checkpoint.
+        file: PathBuf,
+        /// Which parameter, and what is wrong with it.
+        source: qwix_eval::EvalError,
+    },
+    /// A graph that is damaged or cannot be changed as asked.
+    #[error(transparent)]
+    Graph(#[from] qwix_graph::GraphError),
     /// An array could not be made or read.
     #[error(transparent)]
     Array(#[from] qwix_array::ArrayError),

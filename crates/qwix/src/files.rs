@@ -144,6 +144,10 @@ pub struct NewFile {
 }
 
 impl NewFile {
+    pub(crate) fn of(name: PathBuf, out: BufWriter<File>) -> Self {
+        NewFile { name, out }
+    }
+
     /// The name that it will have.
     pub fn name(&self) -> &FilePath {
         &self.name

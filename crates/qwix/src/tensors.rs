@@ -340,10 +340,39 @@ impl<W: Write + Seek> TensorWriter<W> {
     ///
     /// # Errors
     /// When writing fails or a tensor never came.
-    pub fn finish(mut self) -> io::Result<()> {
+    pub fn finish(mut self) -> io::Result<W> {
         if let Some(key) = self.missing.keys().next() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("tensor `{key}` was never written")));
         }
-        self.out.flush()
+        self.out.flush()?;
+        Ok(self.out)
     }
+}
+
+/// An array in the form that readers elsewhere understand, exactly: integers narrower than a byte as `S8`,
+/// fp8 and fp4 as `F32`, anything else as it is.
+pub fn widened(array: &Array) -> Array {
+    match array.dtype() {
+        DType::S2 | DType::S4 | DType::U4 => array.convert(DType::S8),
+        DType::F8E4M3FN | DType::F8E5M2 | DType::F4E2M1FN => array.convert(DType::F32),
+        DType::Pred
+        | DType::S8
+        | DType::S16
+        | DType::S32
+        | DType::S64
+        | DType::U8
+        | DType::U16
+        | DType::U32
+        | DType::U64
+        | DType::F16
+        | DType::BF16
+        | DType::F32
+        | DType::F64 => array.clone(),
+    }
+}
+
+/// The array that [`widened`] made `wide` of, when there is one of this dtype.
+pub fn narrowed(wide: &Array, dtype: DType) -> Option<Array> {
+    let narrow = wide.convert(dtype);
+    (widened(&narrow) == *wide).then_some(narrow)
 }

@@ -133,7 +133,7 @@ impl ParameterEntry {
         let array = parameter.ty.as_array()?;
         let how = match &parameter.ty {
             Type::QArray(q) => Some(&q.how),
-            Type::Array(_) | Type::Tuple(_) | Type::Token => None,
+            Type::Array(_) | Type::Tuple(_) | Type::Token | Type::Opaque(_) => None,
         };
         Some(ParameterEntry {
             path: parameter.path.to_string(),

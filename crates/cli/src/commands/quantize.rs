@@ -1,0 +1,10 @@
+//! `qwix quantize`: a float model and its parameters in, a package out.
+
+use anyhow::Result;
+
+use crate::args::Quantize;
+
+pub fn run(args: &Quantize) -> Result<()> {
+    let _ = args;
+    Ok(())
+}

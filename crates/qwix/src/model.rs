@@ -1,0 +1,207 @@
+//! A model: a graph with a file's name, and how its parameters are found in a checkpoint.
+
+use std::collections::BTreeSet;
+use std::ops::Deref;
+use std::path::Path as FilePath;
+use std::sync::Arc;
+
+use qwix_array::Array;
+use qwix_eval::{Backend, EvalError, Executable, Params, Value};
+use qwix_graph::{Graph, Metadata, Node, NodeId, Op, Parameter, Path, Type};
+
+use crate::{Checkpoint, Error, Result, TensorFile, narrowed};
+
+/// A model: a [`Graph`], float or quantized.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Model {
+    graph: Graph,
+}
+
+impl Model {
+    /// Reads a model: an `HloModuleProto` or `HloProto` as JAX writes it, or HLO text when the name ends in `.hlo` or
+    /// `.txt`. No parameters are needed.
+    ///
+    /// # Errors
+    /// When the file cannot be read or is no model.
+    pub fn load(file: impl AsRef<FilePath>) -> Result<Self> {
+        let file = file.as_ref();
+        let bytes = std::fs::read(file).map_err(|e| Error::io("read", file, e))?;
+        let bad = |reason: String| Error::Model { file: file.to_owned(), reason };
+        let is_text = file.extension().is_some_and(|e| e == "hlo" || e == "txt");
+        let graph = if is_text {
+            let text = String::from_utf8(bytes).map_err(|_| bad("is not UTF-8 text".into()))?;
+            Graph::from_text(&text)
+        } else {
+            Graph::from_hlo_proto(&bytes)
+        };
+        Ok(Model { graph: graph.map_err(|e| bad(e.to_string()))? })
+    }
+
+    /// The graph.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// Settles which parameters are variables and which inputs, where their names leave that open: those that the
+    /// checkpoint holds are variables.
+    pub fn resolve_roles(&mut self, checkpoint: &Checkpoint) {
+        self.graph.resolve_roles(&checkpoint.paths());
+    }
+
+    /// Makes sure that a checkpoint holds every variable in the type that the model wants, and nothing else (unless
+    /// `allow_extra_params`), without reading it. Returns the paths that are too many.
+    ///
+    /// # Errors
+    /// Names the first parameter that is missing, of another type, or too many.
+    pub fn check_params(&self, checkpoint: &Checkpoint, allow_extra_params: bool) -> Result<BTreeSet<Path>> {
+        let of_file = |source| Error::Params { file: checkpoint.name().to_owned(), source };
+        let mut extra = checkpoint.paths();
+        for (_, parameter) in self.graph.variables() {
+            let path = &parameter.path;
+            let missing = || EvalError::MissingParam { path: path.clone(), expected: parameter.ty.to_string() };
+            let found = checkpoint.type_of(path).ok_or_else(|| of_file(missing()))?;
+            if Type::Array(found.clone()) != parameter.ty {
+                return Err(of_file(EvalError::WrongType {
+                    what: format!("parameter `{path}`"),
+                    expected: parameter.ty.to_string(),
+                    found: found.to_string(),
+                }));
+            }
+            extra.remove(path);
+        }
+        match extra.first() {
+            Some(path) if !allow_extra_params => Err(of_file(EvalError::ExtraParam {
+                path: path.clone(),
+                hint: "; leave it out of the file, or allow extra parameters".to_owned(),
+            })),
+            _ => Ok(extra),
+        }
+    }
+
+    /// Reads the variables from a checkpoint, those of the model and no other.
+    ///
+    /// # Errors
+    /// As [`Model::check_params`], or when the checkpoint cannot be read.
+    pub fn read_params(&self, checkpoint: &Checkpoint, allow_extra_params: bool) -> Result<Params> {
+        self.check_params(checkpoint, allow_extra_params)?;
+        let variables = self.graph.variables();
+        variables.map(|(_, p)| Ok((p.path.clone(), Value::Array(checkpoint.read(&p.path)?)))).collect()
+    }
+
+    /// Reads the inputs of one call: keys `0`, `1`, … in the model's order, or the inputs' names. A dtype that the
+    /// format does not have is taken in the wider form that [`widened`](crate::widened) gives.
+    ///
+    /// # Errors
+    /// Names the first input that is missing, of another type, or too many.
+    pub fn read_inputs(&self, file: &TensorFile) -> Result<Vec<Array>> {
+        let inputs: Vec<&Parameter> = self.graph.inputs().map(|(_, p)| p).collect();
+        let by_number = file.iter().all(|(key, _)| key.parse::<usize>().is_ok_and(|n| n < inputs.len()));
+        let mut used = BTreeSet::new();
+        let mut arrays = Vec::new();
+        for (number, parameter) in inputs.iter().enumerate() {
+            let name = parameter.path.as_str();
+            let keys = [number.to_string(), name.to_owned(), name.replace('/', ".")];
+            let key = keys.iter().take(if by_number { 1 } else { 3 }).find(|key| file.get(key).is_some());
+            let key = key.ok_or_else(|| {
+                let reason = format!(
+                    "is missing: input {number} of the model, `{name}`, {}; the file holds {}",
+                    parameter.ty,
+                    listed(file.iter().map(|(key, _)| key))
+                );
+                Error::checkpoint(file.name(), Some(&keys[0]), reason)
+            })?;
+            used.insert(key.clone());
+            let array = file.read(key)?;
+            let wanted = parameter.ty.as_array().filter(|ty| ty.shape == array.shape());
+            let fitting = wanted.and_then(|ty| {
+                if ty.dtype == array.dtype() { Some(array.clone()) } else { narrowed(&array, ty.dtype) }
+            });
+            arrays.push(fitting.ok_or_else(|| {
+                let found = Value::Array(array).describe();
+                let reason = format!("input {number} `{name}` is {}, found {found}", parameter.ty);
+                Error::checkpoint(file.name(), Some(key), reason)
+            })?);
+        }
+        match file.iter().find(|(key, _)| !used.contains(*key)) {
+            Some((key, _)) => {
+                let names = listed(inputs.iter().map(|p| p.path.as_str()));
+                let reason = format!("is no input of the model, which takes {names}");
+                Err(Error::checkpoint(file.name(), Some(key), reason))
+            }
+            None => Ok(arrays),
+        }
+    }
+
+    /// The types of the outputs, tuples flattened, as they come from a run.
+    pub fn outputs(&self) -> Vec<Type> {
+        fn flatten(ty: &Type, into: &mut Vec<Type>) {
+            match ty {
+                Type::Tuple(types) => types.iter().for_each(|ty| flatten(ty, into)),
+                Type::Array(_) | Type::QArray(_) | Type::Token | Type::Opaque(_) => into.push(ty.clone()),
+            }
+        }
+        let mut types = Vec::new();
+        if let Some(root) = self.graph.entry.nodes.get(self.graph.entry.root.index()) {
+            flatten(&root.ty, &mut types);
+        }
+        types
+    }
+
+    /// A model whose outputs are this one's and then the values of these nodes of the entry computation: to look
+    /// inside.
+    ///
+    /// # Errors
+    /// When there is no such node.
+    pub fn with_probes(&self, nodes: &[NodeId]) -> Result<Model> {
+        let mut graph = self.graph.clone();
+        let entry = Arc::make_mut(&mut graph.entry);
+        let operands: Vec<NodeId> = [entry.root].iter().chain(nodes).copied().collect();
+        let types = operands.iter().map(|id| entry.nodes.get(id.index()).map(|n| n.ty.clone()));
+        let ty = types.collect::<Option<Vec<_>>>().map(Type::Tuple);
+        let ty = ty.ok_or_else(|| Error::Unsupported("a probe is on a node that the model does not have".into()))?;
+        let mut name = "probes".to_owned();
+        while entry.nodes.iter().any(|n| n.name == name) {
+            name.push('.');
+        }
+        entry.root = NodeId(entry.nodes.len() as u32);
+        let metadata = Metadata::default();
+        entry.nodes.push(Node { name, op: Op::Tuple, operands, ty, metadata, sharding: None });
+        Ok(Model { graph })
+    }
+
+    /// Prepares the model for running.
+    ///
+    /// # Errors
+    /// When the parameters are not the model's, or the backend cannot run it.
+    pub fn compile(&self, backend: &dyn Backend, params: Params) -> Result<Box<dyn Executable>> {
+        Ok(backend.compile(&self.graph, params)?)
+    }
+}
+
+impl Deref for Model {
+    type Target = Graph;
+
+    fn deref(&self) -> &Graph {
+        &self.graph
+    }
+}
+
+impl From<Graph> for Model {
+    fn from(graph: Graph) -> Self {
+        Model { graph }
+    }
+}
+
+/// Names for a message, not more than fit a line.
+fn listed<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let mut names: Vec<String> = names.map(|n| format!("`{n}`")).collect();
+    if names.is_empty() {
+        return "nothing".to_owned();
+    }
+    let more = names.len().saturating_sub(8);
+    names.truncate(8);
+    if more > 0 {
+        names.push(format!("{more} more"));
+    }
+    names.join(", ")
+}
