@@ -6,7 +6,7 @@ use std::process;
 use anyhow::{Result, anyhow};
 use serde::Serialize;
 
-use crate::table::Style;
+use crate::table::{Style, printable};
 
 /// Prints a result. A reader that has gone away ends the program, as it ends others in a pipe.
 pub fn print(text: &str) -> Result<()> {
@@ -38,5 +38,5 @@ pub fn warning(text: &str) {
 fn line(label: &str, text: &str) {
     // One line, whatever a library put into its message; and nobody can be told when standard error is closed.
     let text = text.split(['\n', '\r']).map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" ");
-    let _ = writeln!(io::stderr(), "{label} {text}");
+    let _ = writeln!(io::stderr(), "{label} {}", printable(&text));
 }

@@ -25,7 +25,7 @@ impl Table {
 
     /// One more row, a cell a column.
     pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
-        let mut cells: Vec<String> = cells.into_iter().collect();
+        let mut cells: Vec<String> = cells.into_iter().map(|cell| printable(&cell)).collect();
         cells.resize(self.columns.len(), String::new());
         self.rows.push(cells);
     }
@@ -104,6 +104,11 @@ impl Style {
     pub fn yellow(self, text: &str) -> String {
         self.paint("33;1", text)
     }
+}
+
+/// The text with control characters escaped: names come from files, and a terminal obeys what it is sent.
+pub fn printable(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }
 
 /// `NO_COLOR` counts when it is set and not empty.

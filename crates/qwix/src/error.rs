@@ -62,6 +62,17 @@ pub enum Error {
         /// Which parameter, and what is wrong with it.
         source: qwix_eval::EvalError,
     },
+    /// Rules that cannot be read.
+    #[error("`{}`: {source}", file.display())]
+    Rules {
+        /// The file.
+        file: PathBuf,
+        /// Which rule and field, and what is wrong.
+        source: qwix_ptq::PtqError,
+    },
+    /// A model or its parameters that cannot be quantized.
+    #[error(transparent)]
+    Ptq(#[from] qwix_ptq::PtqError),
     /// A graph that is damaged or cannot be changed as asked.
     #[error(transparent)]
     Graph(#[from] qwix_graph::GraphError),

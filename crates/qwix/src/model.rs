@@ -9,6 +9,7 @@ use qwix_array::Array;
 use qwix_eval::{Backend, EvalError, Executable, Params, Value};
 use qwix_graph::{Graph, Metadata, Node, NodeId, Op, Parameter, Path, Type};
 
+use crate::pending::Pending;
 use crate::{Checkpoint, Error, Result, TensorFile, narrowed};
 
 /// A model: a [`Graph`], float or quantized.

@@ -24,6 +24,7 @@ use sha2::{Digest, Sha256};
 
 use crate::files::{NewDir, NewFile};
 use crate::tensors::{TensorFile, TensorWriter};
+use crate::pending::Pending;
 use crate::{Error, Model, Result};
 use manifest::{FORMAT, FileEntry, Heading, Manifest, ParameterEntry, VERSION};
 

@@ -1,0 +1,6 @@
+//! stub
+use crate::args::Explain;
+pub fn run(args: &Explain) -> anyhow::Result<()> {
+    let _ = args;
+    Ok(())
+}
