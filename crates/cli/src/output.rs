@@ -37,6 +37,7 @@ pub fn warning(text: &str) {
 
 fn line(label: &str, text: &str) {
     // One line, whatever a library put into its message; and nobody can be told when standard error is closed.
-    let text = text.split(['\n', '\r']).map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" ");
+    let text =
+        text.split(['\n', '\r']).map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" ");
     let _ = writeln!(io::stderr(), "{label} {}", printable(&text));
 }

@@ -116,6 +116,11 @@ fn wanted() -> bool {
     std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
+/// A number of things for people: `1 input`, `2 inputs`.
+pub fn counted(count: usize, thing: &str) -> String {
+    format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
+}
+
 /// A number of bytes for people: `1.2 MB`.
 pub fn bytes(count: usize) -> String {
     let mut value = count as f64;
@@ -142,7 +147,8 @@ mod tests {
 
     #[test]
     fn bytes_have_units() {
-        for (count, text) in [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (1_234_567, "1.2 MB"), (999_600, "1.0 MB")]
+        for (count, text) in
+            [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (1_234_567, "1.2 MB"), (999_600, "1.0 MB")]
         {
             assert_eq!(bytes(count), text);
         }

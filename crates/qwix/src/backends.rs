@@ -7,8 +7,10 @@ use crate::{Error, Result};
 type Make = fn() -> Box<dyn Backend>;
 
 /// Every backend: one line each.
-const BACKENDS: &[(&str, Make)] =
-    &[("cpu", || Box::new(ReferenceBackend::default())), ("reference", || Box::new(ReferenceBackend::default()))];
+const BACKENDS: &[(&str, Make)] = &[
+    ("cpu", || Box::new(ReferenceBackend::default())),
+    ("reference", || Box::new(ReferenceBackend::default())),
+];
 
 /// The names of the backends, the best first.
 pub fn backend_names() -> impl Iterator<Item = &'static str> {

@@ -65,7 +65,8 @@ impl NewDir {
     /// [`Error::Io`], under the name that the file will have.
     pub fn create(&self, name: &str) -> Result<NewFile> {
         let shown = self.target.join(name);
-        let file = File::create_new(self.temp.path().join(name)).map_err(|e| Error::io("write", &shown, e))?;
+        let file =
+            File::create_new(self.temp.path().join(name)).map_err(|e| Error::io("write", &shown, e))?;
         Ok(NewFile { name: shown, out: BufWriter::new(file) })
     }
 

@@ -21,7 +21,9 @@ pub use noise::sqnr;
 pub use package::{Package, PackageWriter};
 pub use qwix_array::{Array, ArrayError, DType};
 pub use qwix_eval::{Backend, EvalError, Executable, Params, ReferenceBackend, Value};
-pub use qwix_graph::{ArrayType, Computation, Graph, GraphError, Node, NodeId, Op, Parameter, Path, Role, Type};
+pub use qwix_graph::{
+    ArrayType, Computation, Graph, GraphError, Node, NodeId, Op, Parameter, Path, Role, Type,
+};
 pub use qwix_ptq::{PtqError, QuantizationRule, Warning};
 pub use qwix_quant::{Calibration, Granularity, HowToQuantize, QArray, QType, QuantError, Tile};
 pub use rules::read_rules;

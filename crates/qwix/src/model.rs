@@ -31,11 +31,11 @@ impl Model {
         let is_text = file.extension().is_some_and(|e| e == "hlo" || e == "txt");
         let graph = if is_text {
             let text = String::from_utf8(bytes).map_err(|_| bad("is not UTF-8 text".into()))?;
-            Graph::from_text(&text)
+            Graph::from_text(&text).map_err(|e| bad(e.to_string()))?
         } else {
-            Graph::from_hlo_proto(&bytes)
+            Graph::from_hlo_proto(&bytes).map_err(|e| bad(e.to_string()))?
         };
-        Ok(Model { graph: graph.map_err(|e| bad(e.to_string()))? })
+        Ok(Model { graph })
     }
 
     /// The graph.
@@ -59,7 +59,8 @@ impl Model {
         let mut extra = checkpoint.paths();
         for (_, parameter) in self.graph.variables() {
             let path = &parameter.path;
-            let missing = || EvalError::MissingParam { path: path.clone(), expected: parameter.ty.to_string() };
+            let missing =
+                || EvalError::MissingParam { path: path.clone(), expected: parameter.ty.to_string() };
             let found = checkpoint.type_of(path).ok_or_else(|| of_file(missing()))?;
             if Type::Array(found.clone()) != parameter.ty {
                 return Err(of_file(EvalError::WrongType {
@@ -159,7 +160,8 @@ impl Model {
         let operands: Vec<NodeId> = [entry.root].iter().chain(nodes).copied().collect();
         let types = operands.iter().map(|id| entry.nodes.get(id.index()).map(|n| n.ty.clone()));
         let ty = types.collect::<Option<Vec<_>>>().map(Type::Tuple);
-        let ty = ty.ok_or_else(|| Error::Unsupported("a probe is on a node that the model does not have".into()))?;
+        let ty =
+            ty.ok_or_else(|| Error::Unsupported("a probe is on a node that the model does not have".into()))?;
         let mut name = "probes".to_owned();
         while entry.nodes.iter().any(|n| n.name == name) {
             name.push('.');

@@ -342,7 +342,10 @@ impl<W: Write + Seek> TensorWriter<W> {
     /// When writing fails or a tensor never came.
     pub fn finish(mut self) -> io::Result<W> {
         if let Some(key) = self.missing.keys().next() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("tensor `{key}` was never written")));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("tensor `{key}` was never written"),
+            ));
         }
         self.out.flush()?;
         Ok(self.out)

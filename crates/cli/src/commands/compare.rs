@@ -35,11 +35,7 @@ struct NotMeasured {
 
 /// JSON has no infinity: equal values are `"exact"`, values that are no numbers `null`.
 fn decibels<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
-    if *value == f64::INFINITY {
-        serializer.serialize_str("exact")
-    } else {
-        serializer.serialize_f64(*value)
-    }
+    if *value == f64::INFINITY { serializer.serialize_str("exact") } else { serializer.serialize_f64(*value) }
 }
 
 /// A quantized product that stands in both models.
@@ -74,7 +70,11 @@ pub fn run(args: &Compare) -> Result<()> {
     let mut rows = Vec::new();
     for (name, (expected, found)) in names.zip(expected.iter().zip(&found)) {
         let Some(sqnr_db) = sqnr(expected, found) else {
-            bail!("`{name}` has shape {:?} in the float model and {:?} in the package", expected.shape(), found.shape());
+            bail!(
+                "`{name}` has shape {:?} in the float model and {:?} in the package",
+                expected.shape(),
+                found.shape()
+            );
         };
         rows.push(Row { name, ty: format!("{expected:?}"), sqnr_db });
     }
@@ -92,7 +92,8 @@ fn worst_first(rows: &mut [Row]) {
 
 /// Both models must take the same inputs and yield the same outputs to be compared.
 fn same_signature(float: &Model, quantized: &Model) -> Result<()> {
-    let inputs = |m: &Model| m.inputs().map(|(_, p)| (p.path.to_string(), p.ty.to_string())).collect::<Vec<_>>();
+    let inputs =
+        |m: &Model| m.inputs().map(|(_, p)| (p.path.to_string(), p.ty.to_string())).collect::<Vec<_>>();
     let (ours, theirs) = (inputs(float), inputs(quantized));
     if ours != theirs {
         bail!("the package is of another model: it takes inputs {theirs:?}, the float model {ours:?}");

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::args::Inspect;
 use crate::output::{print, print_json};
-use crate::table::{Align, Style, Table, bytes};
+use crate::table::{Align, Style, Table, bytes, counted};
 
 /// What is printed, as JSON or as tables.
 #[derive(Serialize)]
@@ -158,38 +158,57 @@ fn render(report: &Report, style: Style) -> String {
         let _ = writeln!(text, "{}", style.bold(&title));
     };
     let total: usize = report.parameters.iter().filter_map(|p| p.bytes).sum();
-    heading(&mut text, format!("{}: {} parameters, {}", report.model, report.parameters.len(), bytes(total)));
+    heading(
+        &mut text,
+        format!("{}: {}, {}", report.model, counted(report.parameters.len(), "parameter"), bytes(total)),
+    );
     if !report.parameters.is_empty() {
-        let mut table = Table::new(&[("parameter", Align::Left), ("type", Align::Left), ("size", Align::Right), ("", Align::Left)]);
+        let mut table = Table::new(&[
+            ("parameter", Align::Left),
+            ("type", Align::Left),
+            ("size", Align::Right),
+            ("", Align::Left),
+        ]);
         for p in &report.parameters {
-            table.row([p.path.clone(), p.ty.clone(), p.bytes.map_or("–".to_owned(), bytes), guess(p.ambiguous)]);
+            table.row([
+                p.path.clone(),
+                p.ty.clone(),
+                p.bytes.map_or("–".to_owned(), bytes),
+                guess(p.ambiguous),
+            ]);
         }
         text.push_str(&table.render(style));
     }
-    heading(&mut text, format!("\n{} inputs", report.inputs.len()));
+    heading(&mut text, format!("\n{}", counted(report.inputs.len(), "input")));
     if !report.inputs.is_empty() {
-        let mut table = Table::new(&[("#", Align::Right), ("input", Align::Left), ("type", Align::Left), ("", Align::Left)]);
+        let mut table = Table::new(&[
+            ("#", Align::Right),
+            ("input", Align::Left),
+            ("type", Align::Left),
+            ("", Align::Left),
+        ]);
         for i in &report.inputs {
             table.row([i.index.to_string(), i.name.clone(), i.ty.clone(), guess(i.ambiguous)]);
         }
         text.push_str(&table.render(style));
     }
-    heading(&mut text, format!("\n{} outputs", report.outputs.len()));
+    heading(&mut text, format!("\n{}", counted(report.outputs.len(), "output")));
     let mut table = Table::new(&[("#", Align::Right), ("type", Align::Left)]);
     for (index, ty) in report.outputs.iter().enumerate() {
         table.row([index.to_string(), ty.clone()]);
     }
     text.push_str(&table.render(style));
     if !report.modules.is_empty() {
-        heading(&mut text, format!("\n{} modules with parameters", report.modules.len()));
-        let mut table = Table::new(&[("module", Align::Left), ("parameters", Align::Right), ("size", Align::Right)]);
+        heading(&mut text, format!("\n{} with parameters", counted(report.modules.len(), "module")));
+        let mut table =
+            Table::new(&[("module", Align::Left), ("parameters", Align::Right), ("size", Align::Right)]);
         for m in &report.modules {
             let path = if m.path.is_empty() { "(root)".to_owned() } else { m.path.clone() };
             table.row([path, m.parameters.to_string(), bytes(m.bytes)]);
         }
         text.push_str(&table.render(style));
     }
-    heading(&mut text, format!("\n{} ops", report.ops.values().sum::<usize>()));
+    heading(&mut text, format!("\n{}", counted(report.ops.values().sum(), "op")));
     let mut ops: Vec<(&String, &usize)> = report.ops.iter().collect();
     ops.sort_by_key(|(name, count)| (std::cmp::Reverse(**count), *name));
     let mut table = Table::new(&[("op", Align::Left), ("count", Align::Right)]);
@@ -198,7 +217,7 @@ fn render(report: &Report, style: Style) -> String {
     }
     text.push_str(&table.render(style));
     if !report.unsupported.is_empty() {
-        heading(&mut text, format!("\n{} ops that cannot run here", report.unsupported.len()));
+        heading(&mut text, format!("\n{} that cannot run here", counted(report.unsupported.len(), "op")));
         let mut table = Table::new(&[
             ("op", Align::Left),
             ("instruction", Align::Left),

@@ -28,10 +28,9 @@ fn load(args: &Run) -> Result<(Model, Params)> {
             let params = model.read_params(&checkpoint, args.allow_extra_params)?;
             Ok((model, params))
         }
-        (Some(_), true) => bail!(
-            "`{}` is a package, which has its own parameters; leave --params out",
-            args.model.display()
-        ),
+        (Some(_), true) => {
+            bail!("`{}` is a package, which has its own parameters; leave --params out", args.model.display())
+        }
         // A file that is not there is said to be not there, rather than to lack parameters.
         (None, false) => {
             let model = Model::load(&args.model)?;

@@ -253,7 +253,9 @@ impl StepEntry {
         match prep {
             Prep::Reshape(shape) => StepEntry::Reshape(shape.clone()),
             Prep::Transpose(permutation) => StepEntry::Transpose(permutation.clone()),
-            Prep::Slice(dims) => StepEntry::Slice(dims.iter().map(|d| [d.start, d.limit, d.stride]).collect()),
+            Prep::Slice(dims) => {
+                StepEntry::Slice(dims.iter().map(|d| [d.start, d.limit, d.stride]).collect())
+            }
         }
     }
 

@@ -23,8 +23,8 @@ use qwix_quant::QArray;
 use sha2::{Digest, Sha256};
 
 use crate::files::{NewDir, NewFile};
-use crate::tensors::{TensorFile, TensorWriter};
 use crate::pending::Pending;
+use crate::tensors::{TensorFile, TensorWriter};
 use crate::{Error, Model, Result};
 use manifest::{FORMAT, FileEntry, Heading, Manifest, ParameterEntry, VERSION};
 
@@ -63,7 +63,8 @@ fn in_file(ty: &ArrayType) -> Result<ArrayType> {
         return Ok(ty.clone());
     }
     let bytes = qwix_array::element_count(&ty.shape).and_then(|count| ty.dtype.byte_len(count));
-    let bytes = bytes.ok_or_else(|| qwix_array::ArrayError::TooLarge { dtype: ty.dtype, shape: ty.shape.clone() })?;
+    let bytes =
+        bytes.ok_or_else(|| qwix_array::ArrayError::TooLarge { dtype: ty.dtype, shape: ty.shape.clone() })?;
     Ok(ArrayType::new(DType::U8, [bytes]))
 }
 
@@ -82,7 +83,9 @@ fn all_stored(graph: &Graph) -> Result<BTreeMap<String, ArrayType>> {
     for (_, parameter) in graph.variables() {
         for (key, ty) in stored(parameter)? {
             if types.insert(key.clone(), in_file(&ty)?).is_some() {
-                return Err(Error::Unsupported(format!("two parameters would be stored as `{key}`; rename one")));
+                return Err(Error::Unsupported(format!(
+                    "two parameters would be stored as `{key}`; rename one"
+                )));
             }
         }
     }
@@ -116,7 +119,10 @@ impl PackageWriter {
             .iter()
             .map(|p| {
                 ParameterEntry::of(p).ok_or_else(|| {
-                    Error::Unsupported(format!("parameter `{}` is {}; only arrays can be stored", p.path, p.ty))
+                    Error::Unsupported(format!(
+                        "parameter `{}` is {}; only arrays can be stored",
+                        p.path, p.ty
+                    ))
                 })
             })
             .collect::<Result<_>>()?;
@@ -199,7 +205,8 @@ impl PackageWriter {
         for name in [MODEL, PARAMS, RULES] {
             manifest.files.insert(name.to_owned(), hash(&self.dir.file(name))?);
         }
-        let mut text = serde_json::to_string_pretty(&manifest).map_err(|e| Error::Unsupported(e.to_string()))?;
+        let mut text =
+            serde_json::to_string_pretty(&manifest).map_err(|e| Error::Unsupported(e.to_string()))?;
         text.push('\n');
         self.dir.write(MANIFEST, text.as_bytes())?;
         self.dir.commit(self.replace)
@@ -226,7 +233,10 @@ impl Package {
         let bad = |reason: String| Error::package(dir, reason);
         let manifest = read_manifest(dir)?;
         for name in [MODEL, PARAMS, RULES] {
-            let entry = manifest.files.get(name).ok_or_else(|| bad(format!("the manifest does not list `{name}`")))?;
+            let entry = manifest
+                .files
+                .get(name)
+                .ok_or_else(|| bad(format!("the manifest does not list `{name}`")))?;
             let file = dir.join(name);
             let size = std::fs::metadata(&file).map_err(|e| Error::io("read", &file, e))?.len();
             if size != entry.bytes {
@@ -253,7 +263,11 @@ impl Package {
             match params.get(key) {
                 Some(found) if found == ty => {}
                 Some(found) => {
-                    return Err(Error::checkpoint(params.name(), Some(key), format!("expected {ty}, found {found}")));
+                    return Err(Error::checkpoint(
+                        params.name(),
+                        Some(key),
+                        format!("expected {ty}, found {found}"),
+                    ));
                 }
                 None => return Err(Error::checkpoint(params.name(), Some(key), "is missing")),
             }
@@ -380,5 +394,8 @@ fn check_hash(dir: &FilePath, name: &str, entry: &FileEntry) -> Result<()> {
     if hash(&dir.join(name))? == *entry {
         return Ok(());
     }
-    Err(Error::package(dir, format!("`{name}` is not as it was written (its sha256 differs); quantize again")))
+    Err(Error::package(
+        dir,
+        format!("`{name}` is not as it was written (its sha256 differs); quantize again"),
+    ))
 }
