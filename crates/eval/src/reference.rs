@@ -49,7 +49,7 @@ impl Executable for ReferenceExecutable {
         value.flatten(&mut outputs).map_err(|q| EvalError::WrongType {
             what: "the result".into(),
             expected: "arrays".into(),
-            found: Value::QArray(q).describe(),
+            found: Value::QArray(*q).describe(),
         })?;
         Ok(outputs)
     }

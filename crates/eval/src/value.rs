@@ -59,10 +59,10 @@ impl Value {
     }
 
     /// The arrays of the value in order, tuples flattened; a quantized array counts as one that is not plain.
-    pub(crate) fn flatten(self, into: &mut Vec<Array>) -> Result<(), QArray> {
+    pub(crate) fn flatten(self, into: &mut Vec<Array>) -> Result<(), Box<QArray>> {
         match self {
             Value::Array(array) => into.push(array),
-            Value::QArray(q) => return Err(q),
+            Value::QArray(q) => return Err(Box::new(q)),
             Value::Tuple(values) => {
                 for value in values {
                     value.flatten(into)?;

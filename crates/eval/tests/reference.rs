@@ -185,7 +185,7 @@ fn what_is_constant_is_folded() -> Result<(), GraphError> {
     assert_eq!(ops, ["parameter", "constant", "add"]);
     let x = f32s(&[4], &[1., 1., 1., 1.]);
     let want = [f32s(&[4], &[1., -1., -3., -5.])];
-    assert_eq!(run(&graph, &[x.clone()]).unwrap(), want);
+    assert_eq!(run(&graph, std::slice::from_ref(&x)).unwrap(), want);
     assert_eq!(run(&folded, &[x]).unwrap(), want);
     Ok(())
 }

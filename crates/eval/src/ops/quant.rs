@@ -39,7 +39,7 @@ fn scaled(dim: &SliceDim, size: usize, scales: usize) -> Result<SliceDim, EvalEr
     if scales == 1 {
         return Ok(SliceDim { start: 0, limit: 1, stride: 1 });
     }
-    if dim.stride != 1 || dim.start % tile != 0 || dim.limit % tile != 0 {
+    if dim.stride != 1 || !dim.start.is_multiple_of(tile) || !dim.limit.is_multiple_of(tile) {
         return Err(EvalError::reason(format!(
             "a slice from {} to {} by {} cuts through tiles of {tile}",
             dim.start, dim.limit, dim.stride

@@ -20,7 +20,7 @@ use crate::run::Context;
 /// n operands and n initial values.
 fn halves<'a>(name: &str, operands: &'a [Array]) -> Result<(&'a [Array], &'a [Array]), EvalError> {
     let (arrays, inits) = operands.split_at(operands.len() / 2);
-    let fits = operands.len() % 2 == 0
+    let fits = operands.len().is_multiple_of(2)
         && arrays.iter().all(|a| a.shape() == arrays[0].shape())
         && inits.iter().zip(arrays).all(|(i, a)| i.rank() == 0 && i.dtype() == a.dtype());
     if arrays.is_empty() || !fits {
