@@ -173,14 +173,19 @@ macro_rules! float {
     };
 }
 
-float!(f32, u32, i32, |x| (x * x) as f64, |sum, n| (sum as f32 / n as f32).sqrt() as f64);
-float!(f64, u64, i64, |x| x * x, |sum, n| (sum / n as f64).sqrt());
+float!(f32, u32, i32, |x| (x * x) as f64, |sum, n| (sum as f32 * mean_factor(n)).sqrt() as f64);
+float!(f64, u64, i64, |x| x * x, |sum, n| (sum * (1.0 / n as f64)).sqrt());
 float!(bf16, u16, i16, |x| (x * x).to_f64(), |sum, n| {
-    bf16::from_f32(bf16::from_f32(sum as f32 / n as f32).to_f32().sqrt()).to_f64()
+    bf16::from_f32(bf16::from_f32(sum as f32 * mean_factor(n)).to_f32().sqrt()).to_f64()
 });
 float!(f16, u16, i16, |x| (x * x).to_f64(), |sum, n| {
-    f16::from_f32(f16::from_f32(sum as f32 / n as f32).to_f32().sqrt()).to_f64()
+    f16::from_f32(f16::from_f32(sum as f32 * mean_factor(n)).to_f32().sqrt()).to_f64()
 });
+
+/// XLA multiplies a sum by the reciprocal of the count.
+fn mean_factor(count: usize) -> f32 {
+    1.0 / count as f32
+}
 
 fn measure<T: Float>(
     array: &Array,

@@ -22,12 +22,13 @@ pub(crate) trait Real:
     fn to_e4m3(self) -> u8;
     fn to_e5m2(self) -> u8;
     fn to_e2m1(self) -> u8;
-    /// Where the nearest of a codebook's values changes; see [`codebook_steps`].
+    /// For each pair of neighbours in an ascending codebook, the largest number that is assigned the lower one. The
+    /// distances are rounded, so these are not exactly the midpoints; found by bisection.
     fn steps(codebook: &'static [f32]) -> Vec<Self>;
 }
 
 macro_rules! real {
-    ($real:ty, $magic:expr, $from:ident) => {
+    ($real:ty, $signed:ty, $magic:expr, $from:ident) => {
         impl Real for $real {
             const MAGIC: Self = $magic;
             const ZERO: Self = 0.0;
@@ -57,49 +58,32 @@ macro_rules! real {
                 if self.is_nan() { 8 } else { F4E2M1FN::$from(self).0 }
             }
             fn steps(codebook: &'static [f32]) -> Vec<Self> {
-                codebook_steps(
-                    codebook,
-                    |x: $real, value: f32| (value as $real - x).abs(),
-                    |a: $real, b: $real| {
-                        // The number half way between two others of one sign, by their bits; else 0 in between.
-                        if a < 0.0 && b > 0.0 {
-                            0.0
-                        } else {
-                            <$real>::from_bits(
-                                a.to_bits() / 2 + b.to_bits() / 2 + (a.to_bits() & b.to_bits() & 1),
-                            )
-                        }
-                    },
-                )
+                // Signed integers in the order of the numbers, in place of the numbers themselves.
+                let ordered = |x: $real| {
+                    let bits = x.to_bits() as $signed;
+                    bits ^ (bits >> (<$signed>::BITS - 1) & <$signed>::MAX)
+                };
+                let number = |bits: $signed| {
+                    <$real>::from_bits((bits ^ (bits >> (<$signed>::BITS - 1) & <$signed>::MAX)) as _)
+                };
+                let lower_is_nearest =
+                    |x: $real, pair: &[f32]| (pair[0] as $real - x).abs() <= (pair[1] as $real - x).abs();
+                let step = |pair: &[f32]| {
+                    let (mut low, mut high) = (ordered(pair[0] as $real), ordered(pair[1] as $real));
+                    while low + 1 < high {
+                        let middle = (low & high) + ((low ^ high) >> 1);
+                        if lower_is_nearest(number(middle), pair) { low = middle } else { high = middle }
+                    }
+                    number(low)
+                };
+                codebook.windows(2).map(step).collect()
             }
         }
     };
 }
 
-real!(f32, 12_582_912.0, from_f32);
-real!(f64, 6_755_399_441_055_744.0, from_f64);
-
-/// For each pair of neighbours in an ascending codebook, the largest number that is assigned the lower one. The
-/// distances are rounded, so these are not exactly the midpoints; found by bisection.
-fn codebook_steps<R: Real>(
-    codebook: &[f32],
-    distance: impl Fn(R, f32) -> R,
-    middle: impl Fn(R, R) -> R,
-) -> Vec<R> {
-    codebook
-        .windows(2)
-        .map(|pair| {
-            let (mut low, mut high) = (R::from_f64(pair[0] as f64), R::from_f64(pair[1] as f64));
-            loop {
-                let x = middle(low, high);
-                if !(x > low && x < high) {
-                    return low;
-                }
-                if distance(x, pair[0]) <= distance(x, pair[1]) { low = x } else { high = x }
-            }
-        })
-        .collect()
-}
+real!(f32, i32, 12_582_912.0, from_f32);
+real!(f64, i64, 6_755_399_441_055_744.0, from_f64);
 
 /// An array's element beside the type that arithmetic on it is done in.
 pub(crate) trait Wide: Element {
