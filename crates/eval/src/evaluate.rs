@@ -56,7 +56,7 @@ pub(crate) fn evaluate_in(
     operands: &[Value],
     context: Context<'_>,
 ) -> Result<Value, EvalError> {
-    affordable(ty)?;
+    affordable(ty, context.limits.max_elements)?;
     let value = apply(op, ty, operands, context)?;
     if value.is_of(ty) {
         Ok(value)
@@ -230,21 +230,24 @@ fn quantized_type<'a>(op: &Op, ty: &'a Type) -> Result<&'a QArrayType, EvalError
 }
 
 /// Refuses results that memory cannot hold, instead of dying of them.
-fn affordable(ty: &Type) -> Result<(), EvalError> {
+fn affordable(ty: &Type, most: Option<usize>) -> Result<(), EvalError> {
     const SURELY: usize = 1 << 26;
     match ty {
         Type::Array(array) => {
+            let too_large = || EvalError::reason(format!("an array of type {array} is too large"));
+            let count = qwix_array::element_count(&array.shape).ok_or_else(too_large)?;
+            if most.is_some_and(|most| count > most) {
+                return Err(too_large());
+            }
             // Elements are handled as eight bytes each, whatever their dtype.
-            let bytes = qwix_array::element_count(&array.shape)
-                .and_then(|count| DType::F64.byte_len(count))
-                .ok_or_else(|| EvalError::reason(format!("an array of type {array} is too large")))?;
+            let bytes = DType::F64.byte_len(count).ok_or_else(too_large)?;
             if bytes > SURELY && Vec::<u8>::new().try_reserve_exact(bytes).is_err() {
                 return Err(EvalError::reason(format!("there is not memory enough for {array}")));
             }
             Ok(())
         }
-        Type::QArray(q) => affordable(&Type::Array(q.array.clone())),
-        Type::Tuple(elements) => elements.iter().try_for_each(affordable),
+        Type::QArray(q) => affordable(&Type::Array(q.array.clone()), most),
+        Type::Tuple(elements) => elements.iter().try_for_each(|ty| affordable(ty, most)),
         Type::Token | Type::Opaque(_) => Ok(()),
     }
 }

@@ -10,6 +10,8 @@ use crate::{EvalError, Value};
 pub struct Limits {
     /// How often the body of one `while` may run; as often as it likes when `None`.
     pub max_iterations: Option<u64>,
+    /// How many elements an array may have; as many as memory holds when `None`.
+    pub max_elements: Option<usize>,
 }
 
 /// Computations inside computations, at most; deeper ones would overflow the stack.

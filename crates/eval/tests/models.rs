@@ -53,7 +53,7 @@ fn model(folder: &Path) -> Result<usize, String> {
     let inputs = Tensors::open(&folder.join("inputs.safetensors"));
     let inputs: Vec<_> =
         graph.inputs().enumerate().map(|(i, (_, p))| inputs.array(&i.to_string(), &p.ty)).collect();
-    let backend = ReferenceBackend { limits: Limits { max_iterations: Some(100_000) } };
+    let backend = ReferenceBackend { limits: Limits { max_iterations: Some(100_000), max_elements: None } };
     let found = backend
         .compile(&graph, params)
         .and_then(|model| model.run(&inputs))

@@ -156,7 +156,7 @@ fn golden(path: &Path, name: &str, entry: &Json) -> Result<Vec<Row>, String> {
     let tensors = Tensors::open(&path.with_extension("safetensors"));
     let inputs: Vec<_> =
         graph.parameters.iter().enumerate().map(|(i, p)| tensors.array(&format!("in/{i}"), &p.ty)).collect();
-    let backend = ReferenceBackend { limits: Limits { max_iterations: Some(100_000) } };
+    let backend = ReferenceBackend { limits: Limits { max_iterations: Some(100_000), max_elements: None } };
     let found = backend
         .compile(&graph, Params::new())
         .and_then(|model| model.run(&inputs))

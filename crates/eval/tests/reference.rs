@@ -27,7 +27,7 @@ fn params(rows: &[(&str, Array)]) -> Params {
 }
 
 fn run(graph: &Graph, inputs: &[Array]) -> Result<Vec<Array>, EvalError> {
-    let limits = Limits { max_iterations: Some(1000) };
+    let limits = Limits { max_iterations: Some(1000), max_elements: None };
     ReferenceBackend { limits }.compile(graph, Params::new())?.run(inputs)
 }
 
