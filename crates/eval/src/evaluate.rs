@@ -170,7 +170,16 @@ fn apply(op: &Op, ty: &Type, operands: &[Value], context: Context<'_>) -> Result
                 None => operand(op, operands, 0).cloned(),
             };
         }
-        Op::Quantize(_) | Op::Dequantize => return Err(EvalError::reason("todo")),
+        Op::Quantize(how) => return Ok(quant::quantize(how, &rest(0)?)?.into()),
+        Op::Dequantize => match operand(op, operands, 0)? {
+            Value::QArray(q) => qwix_quant::dequantize(q)?,
+            value @ (Value::Array(_) | Value::Tuple(_)) => {
+                return Err(EvalError::reason(format!(
+                    "dequantize takes a quantized array, found {}",
+                    value.describe()
+                )));
+            }
+        },
     };
     Ok(Value::Array(result))
 }

@@ -2,11 +2,24 @@
 
 use qwix_array::Array;
 use qwix_graph::SliceDim;
-use qwix_quant::QArray;
+use qwix_quant::{Arithmetic, HowToQuantize, QArray};
 
 use crate::EvalError;
 use crate::ops::indexing::clamped_starts;
 use crate::ops::shape;
+
+/// Quantizes into the range of the array's own values, or with a scale (and a zero point) that is known. The
+/// arithmetic is that of a compiled graph.
+pub(crate) fn quantize(how: &HowToQuantize, operands: &[Array]) -> Result<QArray, EvalError> {
+    Ok(match operands {
+        [x] => qwix_quant::quantize_as(x, how, Arithmetic::Compiled)?,
+        [x, scale] => qwix_quant::quantize_with_scale_zero_point(x, how.qtype, scale, None)?,
+        [x, scale, zero_point] => {
+            qwix_quant::quantize_with_scale_zero_point(x, how.qtype, scale, Some(zero_point))?
+        }
+        _ => return Err(EvalError::reason(format!("quantize with {} operands", operands.len()))),
+    })
+}
 
 /// The same function of qvalue, scale and zero point.
 fn each_part(q: &QArray, f: impl Fn(&Array) -> Result<Array, EvalError>) -> Result<QArray, EvalError> {
