@@ -4,24 +4,31 @@
 
 mod calibrate;
 mod dims;
+mod einsum;
 mod error;
 mod how;
 mod kernel;
 mod plan;
+mod product;
 mod qarray;
 mod qtype;
 mod quantize;
+pub mod reference;
 mod runs;
 mod scale;
 
 pub use calibrate::{Range, calibrate, check_finite};
 pub use dims::{ConvDims, DotDims, WindowDim};
+pub use einsum::{EinsumInfo, einsum, how_to_quantize_einsum};
 pub use error::QuantError;
 pub use how::{Calibration, Granularity, HowToQuantize, Parts, Tile};
 pub use plan::{
     BroadcastViews, ConvPlan, DotPlan, MIN_TILE, OperandInfo, QuantizedConv, QuantizedDot, QuantizedInfo,
     ScalePlan, SidePlan, ZeroPointPlan, accumulator_and_result, broadcast_views, conv_plan, dot_plan,
     promote,
+};
+pub use product::{
+    Operand, Side, conv_general_dilated, dot_general, how_to_quantize_conv, how_to_quantize_dot,
 };
 pub use qarray::QArray;
 pub use qtype::{Codec, QType, ScaleRounding};
