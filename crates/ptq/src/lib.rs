@@ -4,7 +4,20 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod explain;
+mod providers;
+mod quantize_model;
+mod quantize_params;
+mod rewrite;
 mod rule;
+mod site;
+mod stats;
 
 pub use error::{PtqError, Warning};
+pub use explain::{Outcome, Report, SideVerdict, UnusedRule, Verdict, bytes_of, bytes_of_variables, explain};
+pub use providers::{Choice, Decision, Provider, PtqProvider, Side};
+pub use quantize_model::{PtqModel, quantize_model};
+pub use quantize_params::{QuantizeParams, Template, quantize_param, quantize_params, quantize_params_with};
 pub use rule::{CheckedRule, OP_NAMES, QuantizationRule, Rules, SideRule, TileSize};
+pub use site::{AxisUse, Operand, Product, Site, Storage, Weight, find_sites};
+pub use stats::{QuantStats, Stats, Sums};

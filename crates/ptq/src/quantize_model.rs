@@ -1,0 +1,211 @@
+//! A graph and a provider make a quantized graph.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use qwix_graph::{Graph, Patch, Path};
+
+use crate::explain::{Outcome, Verdict};
+use crate::providers::{Choice, Decision, Provider};
+use crate::{PtqError, QuantizationRule, Rules, Site, Storage, Template, Warning, find_sites};
+
+/// A quantized graph, and why it is as it is.
+#[derive(Clone, Debug)]
+pub struct PtqModel {
+    /// The graph; its signature says how its parameters are made.
+    pub graph: Graph,
+    /// What happened to every dot and convolution, in trace order.
+    pub verdicts: Vec<Verdict>,
+    /// What is probably not meant.
+    pub warnings: Vec<Warning>,
+    /// The rules.
+    pub rules: Rules,
+    /// For each rule, the sites (by number) that it is the first to match.
+    pub(crate) matched: Vec<Vec<usize>>,
+    /// For each rule without a site, the rules that go before it wherever it would match.
+    pub(crate) shadows: Vec<BTreeSet<usize>>,
+}
+
+impl PtqModel {
+    /// What the model's parameters are, and how they are made; nothing is allocated.
+    pub fn abstract_params(&self) -> Template {
+        Template::of(&self.graph)
+    }
+
+    /// The rules that are for no site, because they match none or others always go before them.
+    pub fn get_unused_rules(&self) -> Vec<&QuantizationRule> {
+        self.unused().map(|index| &self.rules.as_slice()[index].rule).collect()
+    }
+
+    pub(crate) fn unused(&self) -> impl Iterator<Item = usize> {
+        (0..self.matched.len()).filter(|&index| self.matched[index].is_empty())
+    }
+}
+
+/// Quantizes a graph: finds its sites, matches the provider's rules, and has the provider rewrite what they match. Weights
+/// are not read.
+///
+/// # Errors
+/// When a rule asks for what a site that it matches cannot do: names the site.
+pub fn quantize_model(graph: &Graph, provider: &dyn Provider) -> Result<PtqModel, PtqError> {
+    Ok(plan(graph, provider, false)?.0)
+}
+
+/// [`quantize_model`]; with `go_on`, a site that fails stays as it is, its verdict says why, and the number of such
+/// sites is returned.
+pub(crate) fn plan(graph: &Graph, provider: &dyn Provider, go_on: bool) -> Result<(PtqModel, usize), PtqError> {
+    let mut sites = find_sites(graph);
+    let rules = provider.rules();
+    let mut warnings = rules.warnings().to_vec();
+    let mut matched = vec![vec![]; rules.as_slice().len()];
+    let mut decided = Decided { rules: vec![None; sites.len()], outcomes: vec![], choices: vec![] };
+    let mut failed = 0;
+    for (number, site) in sites.iter().enumerate() {
+        let rule = rules.find(site.module_path.as_str(), site.op_name)?;
+        decided.rules[number] = rule;
+        let (outcome, choice) = match rule {
+            None => (Outcome::Left { reason: "no rule matches".to_owned() }, None),
+            Some(rule) => {
+                matched[rule].push(number);
+                match provider.decide(site, rule) {
+                    Ok(Decision::Leave(reason)) => (Outcome::Left { reason }, None),
+                    Ok(Decision::Quantize { choice, warnings: said }) => {
+                        let about = format!("site `{}` {}", site.module_path, site.op_id);
+                        warnings.extend(said.into_iter().map(|message| Warning { about: about.clone(), message }));
+                        // Written when it is known where weights are stored.
+                        (Outcome::Left { reason: String::new() }, Some(choice))
+                    }
+                    Err(error) if go_on => {
+                        failed += 1;
+                        (Outcome::Failed { reason: error.to_string() }, None)
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        };
+        decided.outcomes.push(outcome);
+        decided.choices.push(choice);
+    }
+
+    let mut patches = rewrite(graph, provider, &sites, &decided)?;
+    settle_in_place(graph, provider, &mut sites, &decided, &mut patches)?;
+    let edits: Vec<Patch> = patches.into_iter().flatten().collect();
+    let quantized = graph.apply(&edits).map_err(|e| PtqError::Graph { reason: e.to_string() })?;
+
+    let verdicts = sites
+        .iter()
+        .zip(&decided.rules)
+        .zip(decided.outcomes.iter().zip(&decided.choices))
+        .map(|((site, &rule), (outcome, choice))| {
+            let outcome = match choice {
+                Some(choice) => Outcome::of(graph, site, choice),
+                None => outcome.clone(),
+            };
+            Verdict::new(graph, site, rule, outcome)
+        })
+        .collect();
+    let mut shadows = vec![BTreeSet::new(); matched.len()];
+    for index in (0..matched.len()).filter(|&i| matched[i].is_empty()) {
+        for (site, &first) in sites.iter().zip(&decided.rules) {
+            if let Some(first) = first
+                && rules.matches(index, site.module_path.as_str(), site.op_name)?
+            {
+                shadows[index].insert(first);
+            }
+        }
+    }
+    Ok((PtqModel { graph: quantized, verdicts, warnings, rules: rules.clone(), matched, shadows }, failed))
+}
+
+struct Decided {
+    rules: Vec<Option<usize>>,
+    outcomes: Vec<Outcome>,
+    choices: Vec<Option<Choice>>,
+}
+
+fn rewrite(
+    graph: &Graph,
+    provider: &dyn Provider,
+    sites: &[Site],
+    decided: &Decided,
+) -> Result<Vec<Option<Patch>>, PtqError> {
+    let numbers = 0..sites.len();
+    numbers.map(|number| rewrite_one(graph, provider, sites, decided, number)).collect()
+}
+
+fn rewrite_one(
+    graph: &Graph,
+    provider: &dyn Provider,
+    sites: &[Site],
+    decided: &Decided,
+    number: usize,
+) -> Result<Option<Patch>, PtqError> {
+    let (site, Some(choice), Some(rule)) = (&sites[number], &decided.choices[number], decided.rules[number]) else {
+        return Ok(None);
+    };
+    let fail = |reason: String| PtqError::Site {
+        module_path: site.module_path.clone(),
+        op_id: site.op_id.clone(),
+        rule,
+        reason,
+    };
+    provider.rewrite(graph, site, choice, &reserved_path(graph, site)).map(Some).map_err(fail)
+}
+
+/// The path of a weight whose own is taken: `embed/embedding@dot_general0`, with the module where it is not the weight's.
+fn reserved_path(graph: &Graph, site: &Site) -> Path {
+    let weight = site.rhs.weight.as_ref().or(site.lhs.weight.as_ref());
+    let Some(parameter) = weight.and_then(|w| graph.parameters.get(w.parameter)) else { return Path::default() };
+    let path = &parameter.path;
+    if path.parent() == site.module_path {
+        Path::new(&format!("{path}@{}", site.op_id))
+    } else {
+        Path::new(&format!("{path}@{}.{}", site.module_path.as_str().replace('/', "."), site.op_id))
+    }
+}
+
+/// Weights in loops are quantized in place only if all that reaches them can take that; where it cannot, they are
+/// quantized on each run instead.
+fn settle_in_place(
+    graph: &Graph,
+    provider: &dyn Provider,
+    sites: &mut [Site],
+    decided: &Decided,
+    patches: &mut [Option<Patch>],
+) -> Result<(), PtqError> {
+    // For each variable that is to be quantized in place, its sites; for every variable, whether a site reads it as it is.
+    let mut in_place: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    let mut read: BTreeSet<usize> = BTreeSet::new();
+    for (number, site) in sites.iter().enumerate() {
+        let choice = decided.choices[number].as_ref();
+        for (operand, side) in [(&site.lhs, choice.map(|c| &c.lhs)), (&site.rhs, choice.map(|c| &c.rhs))] {
+            let Some(weight) = &operand.weight else { continue };
+            let stored = side.and_then(Option::as_ref).is_some_and(|s| s.weight);
+            match &weight.storage {
+                Storage::InPlace { .. } if stored => in_place.entry(weight.parameter).or_default().push(number),
+                Storage::Folded { .. } if stored => {}
+                Storage::InPlace { .. } | Storage::Folded { .. } | Storage::EachRun { .. } => {
+                    read.insert(weight.parameter);
+                }
+            }
+        }
+    }
+    for (parameter, users) in in_place {
+        let tried = if read.contains(&parameter) {
+            Err("another op uses it unquantized".to_owned())
+        } else {
+            let together: Vec<Patch> = users.iter().filter_map(|&n| patches[n].clone()).collect();
+            graph.apply(&together).map(drop).map_err(|e| format!("not all its uses can take it quantized: {e}"))
+        };
+        let Err(reason) = tried else { continue };
+        for number in users {
+            let site = &mut sites[number];
+            for operand in [&mut site.lhs, &mut site.rhs] {
+                if let Some(weight) = operand.weight.as_mut().filter(|w| w.parameter == parameter) {
+                    weight.storage = Storage::EachRun { reason: reason.clone() };
+                }
+            }
+            patches[number] = rewrite_one(graph, provider, sites, decided, number)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,120 @@
+//! The edit that quantizes the sides of a site.
+
+use qwix_graph::{ArrayType, Graph, NodeId, Op, Parameter, Patch, Path, QArrayType, Role, Slot, Type, UnaryOp};
+use qwix_quant::{Granularity, HowToQuantize};
+
+use crate::providers::{Choice, Side};
+use crate::{AxisUse, Operand, Product, Site, Storage, Weight};
+
+/// Weights become parameters where they can be stored, other sides are quantized when the model runs; the op takes
+/// what results, and its type stays.
+pub(crate) fn quantize_sides(graph: &Graph, site: &Site, choice: &Choice, reserved: &Path) -> Result<Patch, String> {
+    let mut patch = Patch::new(graph, &site.at).map_err(|e| e.to_string())?;
+    let mut side = |operand: &Operand, side: &Option<Side>| -> Result<NodeId, String> {
+        match (side, &operand.weight) {
+            (None, _) => Ok(operand.node),
+            (Some(Side { how, weight: true }), Some(weight)) => {
+                weight_side(&mut patch, graph, site, weight, how, reserved)
+            }
+            (Some(Side { how, .. }), _) => {
+                patch.insert(site.node, Op::Quantize(how.clone()), &[operand.node]).map_err(|e| e.to_string())
+            }
+        }
+    };
+    let operands = [side(&site.lhs, &choice.lhs)?, side(&site.rhs, &choice.rhs)?];
+    let op = match &site.product {
+        Product::Dot(dims) => Op::Dot(dims.clone()),
+        Product::Convolution(dims) => Op::Convolution(dims.clone()),
+    };
+    patch.replace(site.node, op, &operands).map_err(|e| e.to_string())?;
+    Ok(patch)
+}
+
+fn weight_side(
+    patch: &mut Patch,
+    graph: &Graph,
+    site: &Site,
+    weight: &Weight,
+    how: &HowToQuantize,
+    reserved: &Path,
+) -> Result<NodeId, String> {
+    let parameter = graph.parameters.get(weight.parameter).ok_or("its weight is no parameter")?;
+    let Type::Array(source_type) = &parameter.ty else {
+        return Err(format!("its weight `{}` is {}", parameter.path, parameter.ty));
+    };
+    match &weight.storage {
+        Storage::Folded { prep } => {
+            let slot = Slot {
+                source: parameter.path.clone(),
+                source_type: source_type.clone(),
+                prep: prep.clone(),
+                how: how.clone(),
+            };
+            let shape = shape_of(graph, site, weight.source)?;
+            let array = ArrayType::new(source_type.dtype, shape);
+            let stored = Parameter {
+                ty: QArrayType { array, how: how.clone() }.into(),
+                slot: Some(slot),
+                role: Role::Variable,
+                ..parameter.clone()
+            };
+            patch.add_parameter(stored, reserved.clone()).map_err(|e| e.to_string())
+        }
+        Storage::InPlace { axes, chain } => {
+            let granularity = axes
+                .iter()
+                .map(|axis| match *axis {
+                    AxisUse::Index => Some(Granularity::Channelwise),
+                    AxisUse::Whole(to) => how.granularity.get(to).copied(),
+                    AxisUse::Part(to) => how.granularity.get(to).copied().filter(|g| *g == Granularity::Channelwise),
+                })
+                .collect::<Option<Vec<_>>>()
+                .ok_or("part of its weight is taken along an axis that shares scales")?;
+            let how = HowToQuantize { granularity, ..how.clone() };
+            let slot = Slot {
+                source: parameter.path.clone(),
+                source_type: source_type.clone(),
+                prep: vec![],
+                how,
+            };
+            patch.quantize_parameter(graph, weight.parameter, slot).map_err(|e| e.to_string())?;
+            unconverted(patch, graph, site, chain, source_type)
+        }
+        Storage::EachRun { .. } => {
+            patch.insert(site.node, Op::Quantize(how.clone()), &[weight.source]).map_err(|e| e.to_string())
+        }
+    }
+}
+
+fn shape_of(graph: &Graph, site: &Site, id: NodeId) -> Result<Vec<usize>, String> {
+    let computation = graph.computation(&site.at).map_err(|e| e.to_string())?;
+    let node = computation.nodes.get(id.index()).ok_or("an operand is missing")?;
+    Ok(node.ty.as_array().ok_or("an operand is no array")?.shape.clone())
+}
+
+/// The steps to an operand again, conversions and copies left out: quantized arrays do not pass through those.
+fn unconverted(
+    patch: &mut Patch,
+    graph: &Graph,
+    site: &Site,
+    chain: &[NodeId],
+    source_type: &ArrayType,
+) -> Result<NodeId, String> {
+    let computation = graph.computation(&site.at).map_err(|e| e.to_string())?;
+    let mut now = *chain.first().ok_or("its weight is not in its computation")?;
+    let mut converted = false;
+    for &id in chain.iter().skip(1) {
+        let node = computation.nodes.get(id.index()).ok_or("a step to its weight is missing")?;
+        if matches!(node.op, Op::Convert | Op::Unary(UnaryOp::Copy)) {
+            converted = true;
+        } else if !converted {
+            now = id;
+        } else {
+            let shape = node.ty.as_array().ok_or("a step to its weight is no array")?.shape.clone();
+            let declared = Type::array(source_type.dtype, shape);
+            let operands: Vec<NodeId> = std::iter::once(now).chain(node.operands.iter().copied().skip(1)).collect();
+            now = patch.insert_as(site.node, node.op.clone(), &operands, declared).map_err(|e| e.to_string())?;
+        }
+    }
+    Ok(now)
+}
