@@ -379,5 +379,5 @@ fn qtype(name: Option<&str>) -> Result<Option<&'static QType>, String> {
 }
 
 fn calibration(text: &str) -> Result<Calibration, String> {
-    let _ = text; Ok(Calibration::AbsMax{scale:None})
+    text.parse::<Calibration>().map_err(|e| e.to_string())
 }

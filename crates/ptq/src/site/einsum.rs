@@ -2,11 +2,6 @@
 
 use qwix_graph::DotDims;
 
-/// Whether a scope segment is an einsum equation: `bsd,dhk->bshk`.
-pub fn is_equation(segment: &str) -> bool {
-    segment.contains(',') || segment.contains("->")
-}
-
 /// Whether JAX lowered the einsum with its operands exchanged.
 ///
 /// `jnp.einsum` contracts a pair from right to left, and keeps the author's order only when the product then has its

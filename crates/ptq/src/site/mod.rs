@@ -6,9 +6,9 @@ mod trace;
 
 use std::sync::Arc;
 
-use qwix_graph::{Callee, Computation, ConvDims, DotDims, Graph, NodeId, Op, Path, Type};
+use qwix_graph::{Callee, Computation, ConvDims, DotDims, Graph, NodeId, Op, Path, Scope, Type};
 
-use module_path::{Found, OpScope, module_paths};
+use module_path::{Found, module_paths};
 pub use trace::{AxisUse, Storage, Weight};
 
 /// What a site computes.
@@ -72,7 +72,7 @@ impl Site {
 pub fn find_sites(graph: &Graph) -> Vec<Site> {
     let mut raw = vec![];
     collect(&graph.entry, &mut vec![], &mut raw);
-    let mut sites: Vec<(Site, OpScope)> = raw.into_iter().filter_map(|(at, node)| site(graph, at, node)).collect();
+    let mut sites: Vec<(Site, Scope)> = raw.into_iter().filter_map(|(at, node)| site(graph, at, node)).collect();
     let variables: Vec<&Path> = graph.variables().map(|(_, p)| &p.path).collect();
     let found: Vec<Found<'_>> = sites
         .iter()
@@ -119,12 +119,12 @@ fn is_product(op: &Op) -> bool {
     matches!(op, Op::Dot(_) | Op::Convolution(_))
 }
 
-fn site(graph: &Graph, at: Vec<Callee>, id: NodeId) -> Option<(Site, OpScope)> {
+fn site(graph: &Graph, at: Vec<Callee>, id: NodeId) -> Option<(Site, Scope)> {
     let computation = graph.computation(&at).ok()?;
     let node = computation.node(id);
-    let scope = OpScope::parse(&node.metadata.op_name);
+    let scope = Scope::parse(&node.metadata.op_name);
     let (product, op_name, equation) = match &node.op {
-        Op::Dot(dims) => match &scope.equation {
+        Op::Dot(dims) => match &scope.einsum {
             Some(equation) => (Product::Dot(dims.clone()), "einsum", Some(equation.clone())),
             None => (Product::Dot(dims.clone()), "dot_general", None),
         },

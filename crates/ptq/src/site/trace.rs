@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use qwix_graph::{ArrayType, Callee, Computation, Graph, NodeId, Op, Prep, Role, SliceDim, Type, UnaryOp};
+use qwix_graph::{Callee, Computation, Graph, NodeId, Op, Prep, Role, SliceDim, Type, UnaryOp};
 
 /// Where the quantized form of a weight is kept.
 #[derive(Clone, PartialEq, Debug)]
