@@ -212,7 +212,7 @@ def flatten_quantized(tree):
   flat = {}
   for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]:
     keys = [str(getattr(k, 'key', getattr(k, 'idx', getattr(k, 'name', None)))) for k in path]
-    keys = [k for k in keys if k not in ('array', 'value')]
+    keys = [k for k in keys if k != 'array']
     flat['/'.join(keys)] = x
   return flat
 
