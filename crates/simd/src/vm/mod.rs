@@ -179,6 +179,13 @@ pub enum Instr {
         /// Right.
         b: Val,
     },
+    /// The same in every lane.
+    Constant {
+        /// Its type.
+        num: Num,
+        /// Its bytes, as memory holds them; those after its size are 0.
+        bytes: [u8; 8],
+    },
     /// `a` where the mask is set, else `b`.
     Select {
         /// The type of `a`, `b` and the result.
@@ -202,16 +209,27 @@ pub enum Instr {
 }
 
 impl Instr {
+    /// A constant from its bytes; `None` when they are not as many as the type has.
+    pub fn constant(num: Num, value: &[u8]) -> Option<Self> {
+        let mut bytes = [0; 8];
+        bytes.get_mut(..num.size()).filter(|b| b.len() == value.len())?.copy_from_slice(value);
+        Some(Instr::Constant { num, bytes })
+    }
+
     fn result(&self) -> Num {
         match *self {
             Instr::Unary { op: Unary::IsFinite, .. } | Instr::Compare { .. } => Num::Pred,
-            Instr::Unary { num, .. } | Instr::Binary { num, .. } | Instr::Select { num, .. } => num,
+            Instr::Unary { num, .. }
+            | Instr::Binary { num, .. }
+            | Instr::Select { num, .. }
+            | Instr::Constant { num, .. } => num,
             Instr::Convert { to, .. } => to,
         }
     }
 
     fn operands(&self) -> [Option<Val>; 3] {
         match *self {
+            Instr::Constant { .. } => [None, None, None],
             Instr::Unary { a, .. } | Instr::Convert { a, .. } => [Some(a), None, None],
             Instr::Binary { a, b, .. } | Instr::Compare { a, b, .. } => [Some(a), Some(b), None],
             Instr::Select { mask, a, b, .. } => [Some(mask), Some(a), Some(b)],
@@ -220,6 +238,7 @@ impl Instr {
 
     fn map_operands(self, f: impl Fn(Val) -> Val) -> Self {
         match self {
+            Instr::Constant { num, bytes } => Instr::Constant { num, bytes },
             Instr::Unary { op, num, a } => Instr::Unary { op, num, a: f(a) },
             Instr::Convert { from, to, a } => Instr::Convert { from, to, a: f(a) },
             Instr::Binary { op, num, a, b } => Instr::Binary { op, num, a: f(a), b: f(b) },
@@ -265,6 +284,7 @@ impl Builder {
             Instr::Binary { num, .. } | Instr::Compare { num, .. } => [num, num, num],
             Instr::Select { num, .. } => [Num::Pred, num, num],
             Instr::Convert { from, .. } => [from, from, from],
+            Instr::Constant { num, .. } => [num, num, num],
         };
         for (operand, expected) in instr.operands().into_iter().zip(expected) {
             if let Some(operand) = operand {
@@ -351,6 +371,7 @@ type Register = Vec<u64>;
 pub struct Scratch {
     registers: Vec<Register>,
     splats: Vec<bool>,
+    lanes: usize,
 }
 
 impl Program {
@@ -364,17 +385,36 @@ impl Program {
         self.outputs.iter().map(|o| o.1)
     }
 
-    /// Registers for this program.
-    pub fn scratch(&self) -> Scratch {
-        Scratch { registers: vec![vec![0; BLOCK]; self.registers], splats: vec![false; self.inputs.len()] }
+    /// The number of instructions.
+    pub fn len(&self) -> usize {
+        self.instrs.len()
+    }
+
+    /// Whether the outputs are inputs.
+    pub fn is_empty(&self) -> bool {
+        self.instrs.is_empty()
+    }
+
+    /// Registers for runs on at most `count` elements each.
+    pub fn scratch(&self, count: usize) -> Scratch {
+        let lanes = count.clamp(1, BLOCK);
+        Scratch {
+            registers: vec![vec![0; lanes]; self.registers],
+            splats: vec![false; self.inputs.len()],
+            lanes,
+        }
     }
 
     /// Runs on `count` elements, at most [`BLOCK`], and writes each output as memory holds it.
     ///
     /// # Panics
-    /// When there are more elements than a block holds, or an input or output has not the bytes for them.
+    /// When there are more elements than the scratch is for, or an input or output has not the bytes for them.
     pub fn run(&self, scratch: &mut Scratch, inputs: &[Source<'_>], outputs: &mut [&mut [u8]], count: usize) {
-        assert!(count <= BLOCK && inputs.len() == self.inputs.len() && outputs.len() == self.outputs.len());
+        assert!(
+            count <= scratch.lanes
+                && inputs.len() == self.inputs.len()
+                && outputs.len() == self.outputs.len()
+        );
         for (i, (source, &num)) in inputs.iter().zip(&self.inputs).enumerate() {
             match source {
                 Source::Block(bytes) => {
@@ -423,6 +463,7 @@ fn execute_body(program: &Program, scratch: &mut Scratch, inputs: &[Source<'_>],
         let mut out = std::mem::take(&mut scratch.registers[target]);
         let operand = |register: usize| resolve(register, scratch, program, inputs);
         match instr {
+            Instr::Constant { num, bytes } => narrow::splat(num, &bytes, &mut out),
             Instr::Unary { op, num, a } => {
                 if !hot::unary(op, num, operand(a), &mut out, count) {
                     cold::unary(op, num, operand(a), &mut out, count);

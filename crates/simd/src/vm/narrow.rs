@@ -3,7 +3,7 @@
 use bytemuck::{Pod, pod_read_unaligned};
 use half::{bf16, f16};
 
-use super::{BLOCK, Num, lanes, lanes_mut};
+use super::{Num, lanes, lanes_mut};
 use crate::convert::{f16_value, f32_to_bf16, f32_to_f16, nearest_bf16, nearest_f16};
 
 #[inline(always)]
@@ -46,7 +46,8 @@ pub(super) fn splat(num: Num, bytes: &[u8], register: &mut [u64]) {
 }
 
 fn fill<T: Pod>(register: &mut [u64]) {
-    let lanes = lanes_mut::<T>(register, BLOCK);
+    let count = register.len();
+    let lanes = lanes_mut::<T>(register, count);
     let first = lanes[0];
     lanes.fill(first);
 }

@@ -6,7 +6,7 @@ fn bytes<T: bytemuck::Pod>(values: &[T]) -> &[u8] {
 
 fn run<T: bytemuck::Pod>(program: &Program, inputs: &[Source<'_>], count: usize) -> Vec<T> {
     let mut out = vec![T::zeroed(); count];
-    let mut scratch = program.scratch();
+    let mut scratch = program.scratch(count);
     for _ in 0..2 {
         program.run(&mut scratch, inputs, &mut [bytemuck::cast_slice_mut(&mut out)], count);
     }
@@ -105,7 +105,7 @@ fn every_level_of_the_machine_gives_one_answer() {
         let out = b.push(Instr::Unary { op, num: Num::F32, a: 0 });
         let program = b.finish(&[out]);
         let found: Vec<f32> = run(&program, &[Source::Block(bytes(&x))], BLOCK);
-        let mut scratch = program.scratch();
+        let mut scratch = program.scratch(BLOCK);
         execute_body(&program, &mut scratch, &[Source::Block(bytes(&x))], BLOCK);
         let portable = lanes::<f32>(bytemuck::cast_slice(&scratch.registers[1]), BLOCK);
         for (a, b) in found.iter().zip(portable) {

@@ -1,0 +1,122 @@
+//! The backend and what it compiles to.
+
+use std::sync::Arc;
+
+use qwix_array::Array;
+use qwix_eval::{
+    Backend, EvalError, Executable, Params, Value, bind_variables, check_inputs, check_supported,
+};
+use qwix_graph::{Graph, Type};
+
+use crate::buffers::Pool;
+use crate::plan::{Context, Program};
+use crate::values::{aligned, fail};
+
+/// Runs graphs on the CPU.
+#[derive(Clone, Debug, Default)]
+pub struct CpuBackend {
+    threads: Option<usize>,
+}
+
+impl CpuBackend {
+    /// An engine with so many threads of its own; `CpuBackend::default()` uses rayon's, one a core.
+    pub fn with_threads(threads: usize) -> Self {
+        CpuBackend { threads: Some(threads.max(1)) }
+    }
+}
+
+struct CpuExecutable {
+    graph: Graph,
+    program: Program,
+    buffers: Arc<Pool>,
+    threads: Option<rayon::ThreadPool>,
+}
+
+impl Backend for CpuBackend {
+    fn name(&self) -> &str {
+        "cpu"
+    }
+
+    fn compile(&self, graph: &Graph, params: Params) -> Result<Box<dyn Executable>, EvalError> {
+        // Kernels take the types of the graph on trust, so they are held against the ops once.
+        graph.verify().map_err(|e| fail(e.to_string()))?;
+        check_supported(graph)?;
+        let mut variables = bind_variables(graph, params)?;
+        for (variable, parameter) in variables.iter_mut().zip(&graph.parameters) {
+            if let Some(value) = variable {
+                check_scales(value, &parameter.ty, parameter.path.as_str())?;
+                *value = aligned(value.clone())?;
+            }
+        }
+        let threads = self
+            .threads
+            .map(|n| rayon::ThreadPoolBuilder::new().num_threads(n).build())
+            .transpose()
+            .map_err(|e| fail(format!("no thread pool: {e}")))?;
+        let buffers = Arc::new(Pool::default());
+        let plan = || Program::plan(&graph.entry, variables, &Context { buffers: &buffers });
+        let program = match &threads {
+            Some(pool) => pool.install(plan)?,
+            None => plan()?,
+        };
+        // The graph is kept for its signature; its constants live on in the program.
+        let graph =
+            Graph { name: graph.name.clone(), parameters: graph.parameters.clone(), ..Graph::default() };
+        Ok(Box::new(CpuExecutable { graph, program, buffers, threads }))
+    }
+}
+
+impl Executable for CpuExecutable {
+    fn run(&self, inputs: &[Array]) -> Result<Vec<Array>, EvalError> {
+        check_inputs(&self.graph, inputs)?;
+        let mut inputs = inputs.iter();
+        let mut arguments = Vec::with_capacity(self.graph.parameters.len());
+        for parameter in &self.graph.parameters {
+            arguments.push(match parameter.role {
+                qwix_graph::Role::Variable => None,
+                qwix_graph::Role::Input => match inputs.next() {
+                    Some(array) => Some(aligned(Value::Array(array.clone()))?),
+                    None => return Err(fail("fewer inputs than parameters")),
+                },
+            });
+        }
+        let context = Context { buffers: &self.buffers };
+        let result = match &self.threads {
+            Some(pool) => pool.install(|| self.program.run(arguments, &context)),
+            None => self.program.run(arguments, &context),
+        }?;
+        let mut outputs = Vec::new();
+        flatten(result, &mut outputs)?;
+        Ok(outputs)
+    }
+}
+
+/// A quantized weight must have the scales that the graph says, not just some.
+fn check_scales(value: &Value, ty: &Type, path: &str) -> Result<(), EvalError> {
+    if let (Value::QArray(q), Type::QArray(ty)) = (value, ty) {
+        let expected = ty.scale_shape()?;
+        if q.scale().shape() != expected {
+            return Err(EvalError::WrongType {
+                what: format!("parameter `{path}`"),
+                expected: format!("scales of shape {expected:?}"),
+                found: format!("{:?}", q.scale().shape()),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn flatten(value: Value, into: &mut Vec<Array>) -> Result<(), EvalError> {
+    match value {
+        Value::Array(array) => into.push(array),
+        Value::Tuple(values) => values.into_iter().try_for_each(|v| flatten(v, into))?,
+        Value::QArray(_) => {
+            return Err(EvalError::WrongType {
+                what: "the result".into(),
+                expected: "arrays".into(),
+                found: value.describe(),
+            });
+        }
+    }
+    Ok(())
+}
