@@ -18,6 +18,7 @@ mod patch;
 mod path;
 mod proto;
 mod scope;
+mod sharding;
 mod ty;
 mod verify;
 

@@ -362,4 +362,7 @@ pub(crate) struct OpSharding {
     pub iota_reshape_dims: Vec<i64>,
     #[prost(int32, repeated, tag = "10")]
     pub iota_transpose_perm: Vec<i32>,
+    /// A `NamedShardingProto`, of which only the presence matters here.
+    #[prost(bytes = "vec", optional, tag = "14")]
+    pub named_sharding: Option<Vec<u8>>,
 }

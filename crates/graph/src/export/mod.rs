@@ -14,7 +14,7 @@ use crate::proto::{
     HloComputationProto, HloInstructionProto, HloModuleProto, LayoutProto, OpMetadata, ProgramShapeProto,
     ShapeProto,
 };
-use crate::{ArrayType, Computation, Graph, GraphError, KeyPath, Node, Op, Parameter, Role, Type};
+use crate::{ArrayType, Computation, Graph, GraphError, KeyPath, Node, Op, Parameter, Role, Type, sharding};
 
 /// Why a graph cannot be written as an HLO module.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -110,6 +110,7 @@ impl Writer {
                     .map_or_else(String::new, |parameter| parameter_name(node, parameter)),
                 _ => node.metadata.op_name.clone(),
             };
+            let sharding = node.sharding.as_deref().map(sharding::parse).transpose().map_err(wrong)?;
             let mut instruction = HloInstructionProto {
                 name: self.instruction_names.unique(&node.name),
                 opcode: node.op.name().to_owned(),
@@ -118,6 +119,7 @@ impl Writer {
                 id: instruction_id(index),
                 operand_ids: node.operands.iter().map(|operand| instruction_id(operand.index())).collect(),
                 called_computation_ids: called_ids,
+                sharding: sharding.map(Box::new),
                 ..HloInstructionProto::default()
             };
             instruction::write_attributes(&node.op, &mut instruction).map_err(wrong)?;

@@ -24,7 +24,7 @@ use wire::Fields;
 
 use crate::passes::inline::{self, MAX_CALL_DEPTH};
 use crate::proto::HloInstructionProto;
-use crate::{Computation, Graph, Metadata, Node, NodeId, Op, Type};
+use crate::{Computation, Graph, Metadata, Node, NodeId, Op, Type, sharding};
 
 impl Graph {
     /// Reads a serialized `HloModuleProto`, as `as_serialized_hlo_module_proto()` returns it, or an `HloProto` around
@@ -279,10 +279,11 @@ impl<'m, 'a> Builder<'m, 'a> {
                 op_name: instruction.metadata.take().map_or_else(String::new, |metadata| metadata.op_name),
                 id: instruction.id as u64,
             };
+            let sharding = instruction.sharding.take().and_then(|sharding| sharding::text_of(&sharding));
             let name = names.unique(&instruction.name);
             let op = instruction::op_of(instruction, &ty, &operand_types, called, called_names)
                 .map_err(|reason| context.error(reason))?;
-            nodes.push(Node { name, op, operands, ty, metadata, sharding: None });
+            nodes.push(Node { name, op, operands, ty, metadata, sharding });
         }
         let computation = Computation { name: inline::plain_name(raw.name), nodes, root: place[root] };
         check_parameters(&computation).map_err(wrong)?;
