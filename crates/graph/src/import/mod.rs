@@ -6,8 +6,12 @@
 mod error;
 mod instruction;
 mod literal;
+#[cfg(test)]
+mod mutations;
 mod parameters;
 mod shape;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 use std::collections::{BTreeSet, BinaryHeap, HashMap, HashSet};
