@@ -78,6 +78,15 @@ fn apply(op: &Op, ty: &Type, operands: &[Value], context: Context<'_>) -> Result
             _ => {}
         }
     }
+    if operands.iter().any(|v| matches!(v, Value::QArray(_))) {
+        match (op, operands) {
+            (Op::Dot(dims), [lhs, rhs]) => return Ok(quant::dot(lhs, rhs, dims, out()?)?.into()),
+            (Op::Convolution(dims), [input, kernel]) => {
+                return Ok(quant::convolution(input, kernel, dims, out()?)?.into());
+            }
+            (_, _) => {}
+        }
+    }
     let result = match op {
         Op::Parameter(number) => {
             return Err(EvalError::reason(format!("parameter {number} has no value by itself")));

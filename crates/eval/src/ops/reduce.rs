@@ -158,6 +158,15 @@ pub(crate) fn reduce(
     write(&outputs, arrays, &result)
 }
 
+/// The sum over some axes.
+pub(crate) fn sum(x: &Array, dimensions: &[usize]) -> Result<Array, EvalError> {
+    let computation = qwix_graph::reducer(BinaryOp::Add, x.dtype())?;
+    let operands = [x.clone(), Array::zeros(x.dtype(), &[])?];
+    let limits = crate::Limits::default();
+    let sums = reduce(&operands, dimensions, &computation, Context::new(&limits))?;
+    sums.into_iter().next().ok_or_else(|| EvalError::reason("a sum yields nothing"))
+}
+
 /// The elements of a base that windows cover, axis by axis.
 struct Taps<'a> {
     window: &'a [WindowDim],
