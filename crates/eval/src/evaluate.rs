@@ -3,7 +3,7 @@
 use qwix_array::{Array, DType};
 use qwix_graph::{ArrayType, CustomCall, Node, Op, QArrayType, Type};
 
-use crate::ops::{contract, control, elementwise, indexing, quant, random, reduce, shape, sort};
+use crate::ops::{control, elementwise, indexing, quant, random, reduce, shape, sort};
 use crate::run::Context;
 use crate::{EvalError, Limits, Value};
 
@@ -73,7 +73,7 @@ fn apply(op: &Op, ty: &Type, operands: &[Value], context: Context<'_>) -> Result
         match op {
             Op::Slice(dims) => return Ok(quant::slice(q, dims)?.into()),
             Op::DynamicSlice { sizes } => return Ok(quant::dynamic_slice(q, &rest(1)?, sizes)?.into()),
-            Op::Reshape => return Ok(quant::reshape(q, &quantized_type(op, ty)?.array.shape)?.into()),
+            Op::Reshape => return Ok(q.reshape(&quantized_type(op, ty)?.array.shape)?.into()),
             // The others refuse it below, or take it as it is.
             _ => {}
         }
@@ -126,8 +126,8 @@ fn apply(op: &Op, ty: &Type, operands: &[Value], context: Context<'_>) -> Result
             return Ok(results(ty, indexing::scatter(operands, indices, updates, dims, update, context)?));
         }
 
-        Op::Dot(dims) => contract::dot(a(0)?, a(1)?, dims, out()?)?,
-        Op::Convolution(dims) => contract::convolution(a(0)?, a(1)?, dims, out()?)?,
+        Op::Dot(dims) => qwix_quant::reference::dot(a(0)?, a(1)?, dims, out()?.dtype)?,
+        Op::Convolution(dims) => qwix_quant::reference::conv(a(0)?, a(1)?, dims, out()?.dtype)?,
 
         Op::Reduce { dimensions, computation } => {
             return Ok(results(ty, reduce::reduce(&rest(0)?, dimensions, computation, context)?));

@@ -1,6 +1,5 @@
 //! The ops, a family a file, as in `qwix_graph::Op`.
 
-pub(crate) mod contract;
 pub(crate) mod control;
 pub(crate) mod elementwise;
 pub(crate) mod float;

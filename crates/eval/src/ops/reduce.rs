@@ -13,7 +13,6 @@ use crate::cells::{each_index, strides};
 use crate::function::Function;
 use crate::lanes::Lanes;
 use crate::number::Scalar;
-use crate::ops::contract::input_position;
 use crate::ops::{float, int};
 use crate::run::Context;
 
@@ -158,15 +157,6 @@ pub(crate) fn reduce(
     write(&outputs, arrays, &result)
 }
 
-/// The sum over some axes.
-pub(crate) fn sum(x: &Array, dimensions: &[usize]) -> Result<Array, EvalError> {
-    let computation = qwix_graph::reducer(BinaryOp::Add, x.dtype())?;
-    let operands = [x.clone(), Array::zeros(x.dtype(), &[])?];
-    let limits = crate::Limits::default();
-    let sums = reduce(&operands, dimensions, &computation, Context::new(&limits))?;
-    sums.into_iter().next().ok_or_else(|| EvalError::reason("a sum yields nothing"))
-}
-
 /// The elements of a base that windows cover, axis by axis.
 struct Taps<'a> {
     window: &'a [WindowDim],
@@ -208,6 +198,18 @@ fn covering(window: &WindowDim, at: usize, base: usize) -> std::ops::Range<usize
     let size = window.size as i128;
     let up = |x: i128| ((x + dilation - 1).div_euclid(dilation)).clamp(0, size) as usize;
     up(start)..up(end)
+}
+
+/// The element of the base that element `k` of the window at position `at` lies on, or `None` where there is padding
+/// or a gap of dilation; it may be past the base's end.
+fn input_position(window: &WindowDim, at: usize, k: usize) -> Option<usize> {
+    let place = at as i128 * window.stride as i128 + k as i128 * window.window_dilation as i128
+        - i128::from(window.padding_low);
+    let dilation = window.base_dilation.max(1) as i128;
+    if place < 0 || place % dilation != 0 {
+        return None;
+    }
+    usize::try_from(place / dilation).ok()
 }
 
 /// Folds the elements under a moving window; padding takes no part.
