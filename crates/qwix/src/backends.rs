@@ -1,5 +1,6 @@
 //! The backends there are, by name.
 
+use qwix_cpu::CpuBackend;
 use qwix_eval::{Backend, ReferenceBackend};
 
 use crate::{Error, Result};
@@ -8,7 +9,7 @@ type Make = fn() -> Box<dyn Backend>;
 
 /// Every backend: one line each.
 const BACKENDS: &[(&str, Make)] = &[
-    ("cpu", || Box::new(ReferenceBackend::default())),
+    ("cpu", || Box::new(CpuBackend::default())),
     ("reference", || Box::new(ReferenceBackend::default())),
 ];
 
