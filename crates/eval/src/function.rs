@@ -15,6 +15,8 @@ pub(crate) struct Function<'a> {
     context: Context<'a>,
     /// dtype of each node, when all of them are scalars that [`step`] knows.
     direct: Option<Vec<DType>>,
+    /// Values of the nodes that are constants.
+    constants: Vec<Option<Scalar>>,
     registers: Vec<Scalar>,
 }
 
@@ -36,7 +38,12 @@ impl<'a> Function<'a> {
             })
             .collect::<Option<Vec<_>>>()
             .filter(|dtypes| computation.root.index() < dtypes.len());
-        Function { computation, context, direct, registers: Vec::new() }
+        let constant = |op: &Op| match op {
+            Op::Constant(value) if value.rank() == 0 => Lanes::read(value).ok().map(|lanes| lanes.get(0)),
+            _ => None,
+        };
+        let constants = computation.nodes.iter().map(|node| constant(&node.op)).collect();
+        Function { computation, context, direct, constants, registers: Vec::new() }
     }
 
     /// The one op that the computation is, applied to its two parameters, when the order of the parameters and of
@@ -72,10 +79,11 @@ impl<'a> Function<'a> {
         results.clear();
         let Some(direct) = &self.direct else { return self.interpret(dtypes, arguments, results) };
         self.registers.clear();
-        for (node, &dtype) in self.computation.nodes.iter().zip(direct) {
+        for ((node, &dtype), &constant) in self.computation.nodes.iter().zip(direct).zip(&self.constants) {
             let operand = |i: usize| Some(self.registers[node.operands.get(i)?.index()]);
             let value = match node.op {
                 Op::Parameter(number) => arguments.get(number).copied(),
+                Op::Constant(_) => constant,
                 // The root; what it holds is read from its operands.
                 Op::Tuple => Some(Scalar::Pred(false)),
                 _ => step(&node.op, dtype, operand),
@@ -174,7 +182,6 @@ fn is_direct(op: &Op) -> bool {
 /// One op on scalars, `dtype` the result's; `None` when the operands do not fit.
 fn step(op: &Op, dtype: DType, operand: impl Fn(usize) -> Option<Scalar>) -> Option<Scalar> {
     let value = match op {
-        Op::Constant(value) => Lanes::read(value).ok()?.get(0),
         Op::Unary(op) => elementwise::unary_scalar(*op, dtype, operand(0)?)?,
         Op::Binary(op) => elementwise::binary_scalar(*op, dtype, operand(0)?, operand(1)?)?,
         Op::Compare { comparison, order } => {

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use qwix_array::{Array, DType, Pred};
 use qwix_eval::{Backend, EvalError, Limits, Params, ReferenceBackend, Value, fold_constants};
 use qwix_graph::{
-    BinaryOp, Comparison, Computation, ComputationBuilder, DotDims, Graph, GraphBuilder, GraphError, Op,
-    Path, Type, UnaryOp, reducer,
+    ArrayType, BinaryOp, Comparison, Computation, ComputationBuilder, DotDims, Graph, GraphBuilder,
+    GraphError, Op, Path, Slot, Type, UnaryOp, reducer,
 };
+use qwix_quant::{Granularity, HowToQuantize, QType, Tile};
 
 fn f32s(shape: &[usize], values: &[f32]) -> Array {
     Array::from_vec(shape, values.to_vec()).unwrap()
@@ -188,6 +189,55 @@ fn what_is_constant_is_folded() -> Result<(), GraphError> {
     assert_eq!(run(&graph, std::slice::from_ref(&x)).unwrap(), want);
     assert_eq!(run(&folded, &[x]).unwrap(), want);
     Ok(())
+}
+
+/// A stack of quantized weights, one of them taken by a loop's counter, as `nn.scan` does.
+#[test]
+fn a_slice_of_quantized_weights_is_quantized() {
+    let how = |granularity| {
+        HowToQuantize::new(QType::by_name("int8").unwrap(), granularity, "absmax".parse().unwrap()).unwrap()
+    };
+    let values: Vec<f32> = (0..24).map(|i| ((i * 37) % 23) as f32 - 11.3).collect();
+    let stack = f32s(&[2, 4, 3], &values);
+    // granularity of the stack's axes
+    let rows = [
+        vec![Granularity::Channelwise, Granularity::Shared, Granularity::Channelwise],
+        vec![Granularity::Channelwise, Granularity::Tiled(Tile::Size(2)), Granularity::Channelwise],
+        vec![Granularity::Shared, Granularity::Shared, Granularity::Shared],
+    ];
+    for granularity in rows {
+        let how = how(granularity.clone());
+        let slot = Slot {
+            source: Path::new("stack"),
+            source_type: ArrayType::new(DType::F32, [2, 4, 3]),
+            prep: vec![],
+            how: how.clone(),
+        };
+        let mut b = GraphBuilder::new("scanned");
+        let x = b.input("x", Type::array(DType::F32, [5, 4])).unwrap();
+        let i = b.input("i", Type::array(DType::S32, [])).unwrap();
+        let w = b.quantized_variable("stack", slot).unwrap();
+        let zero = b.scalar(0i32).unwrap();
+        let w = b.add(Op::DynamicSlice { sizes: vec![1, 4, 3] }, &[w, i, zero, zero]).unwrap();
+        let w = b.reshape(w, &[4, 3]).unwrap();
+        let dims = DotDims { lhs_contracting: vec![1], rhs_contracting: vec![0], ..DotDims::default() };
+        let y = b.dot(x, w, &dims, DType::F32).unwrap();
+        let graph = b.finish(y).unwrap();
+
+        let q = qwix_quant::quantize(&stack, &how).unwrap();
+        let floats = qwix_quant::dequantize(&q).unwrap();
+        let params: Params = [(Path::new("stack"), Value::QArray(q))].into();
+        let model = ReferenceBackend::default().compile(&graph, params).unwrap();
+        let x = f32s(&[5, 4], &(0..20).map(|i| i as f32 * 0.25 - 2.0).collect::<Vec<_>>());
+        // An index past the end is the last one's.
+        for (index, layer) in [(0, 0), (1, 1), (7, 1), (-1, 0)] {
+            let found = model.run(&[x.clone(), Array::scalar::<i32>(index)]).unwrap();
+            let weights = floats.slice(&[layer, 0, 0], &[layer + 1, 4, 3], &[1, 1, 1]).unwrap();
+            let weights = weights.reshape(&[4, 3]).unwrap();
+            let want = qwix_quant::reference::dot(&x, &weights, &dims, DType::F32).unwrap();
+            assert_eq!(found, [want], "{granularity:?} at {index}");
+        }
+    }
 }
 
 #[test]
