@@ -1,7 +1,7 @@
 //! Why a graph cannot run.
 
 use qwix_array::ArrayError;
-use qwix_graph::{GraphError, Node, Path};
+use qwix_graph::{GraphError, Node, Path, Scope};
 use qwix_quant::QuantError;
 
 /// What can go wrong when a graph is compiled or run.
@@ -73,6 +73,12 @@ pub enum EvalError {
     },
 }
 
+/// The module that a node was traced in; of ops without one, all that JAX wrote.
+fn module(node: &Node) -> String {
+    let modules = Scope::parse(&node.metadata.op_name).modules;
+    if modules.is_empty() { node.metadata.op_name.clone() } else { modules.join("/") }
+}
+
 impl EvalError {
     /// An error of a node whose name the caller fills in.
     pub(crate) fn reason(reason: impl Into<String>) -> Self {
@@ -89,7 +95,7 @@ impl EvalError {
                 EvalError::Unsupported {
                     opcode,
                     instruction: node.name.clone(),
-                    module: node.metadata.op_name.clone(),
+                    module: module(node),
                     reason,
                 }
             }

@@ -1,7 +1,7 @@
 //! The reference evaluator as a backend.
 
 use qwix_array::Array;
-use qwix_graph::{Computation, Graph};
+use qwix_graph::{Computation, Graph, Node};
 
 use crate::evaluate::unsupported;
 use crate::run::{Context, run};
@@ -55,13 +55,13 @@ impl Executable for ReferenceExecutable {
     }
 }
 
-/// Makes sure that every op of a graph, nested computations included, can be evaluated.
+/// Makes sure that every op that a graph's result depends on, nested computations included, can be evaluated.
 ///
 /// # Errors
 /// Names the first op that cannot.
 pub fn check_supported(graph: &Graph) -> Result<(), EvalError> {
     fn check(computation: &Computation, depth: usize) -> Result<(), EvalError> {
-        for node in &computation.nodes {
+        for node in used(computation) {
             if let Some(error) = unsupported(&node.op) {
                 return Err(error.at(node));
             }
@@ -73,4 +73,25 @@ pub fn check_supported(graph: &Graph) -> Result<(), EvalError> {
         Ok(())
     }
     check(&graph.entry, 0)
+}
+
+/// The nodes that a computation's result depends on.
+fn used(computation: &Computation) -> Vec<&Node> {
+    let mut needed = vec![false; computation.nodes.len()];
+    if let Some(root) = needed.get_mut(computation.root.index()) {
+        *root = true;
+    }
+    let mut nodes = Vec::new();
+    for (id, node) in computation.iter().rev() {
+        if needed[id.index()] {
+            nodes.push(node);
+            for operand in &node.operands {
+                if let Some(operand) = needed.get_mut(operand.index()) {
+                    *operand = true;
+                }
+            }
+        }
+    }
+    nodes.reverse();
+    nodes
 }

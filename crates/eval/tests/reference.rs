@@ -6,7 +6,7 @@ use qwix_array::{Array, DType, Pred};
 use qwix_eval::{Backend, EvalError, Limits, Params, ReferenceBackend, Value, fold_constants};
 use qwix_graph::{
     ArrayType, BinaryOp, Comparison, Computation, ComputationBuilder, DotDims, Graph, GraphBuilder,
-    GraphError, Op, Path, Slot, Type, UnaryOp, reducer,
+    GraphError, Op, Path, Slot, Type, UnaryOp, Unsupported, reducer,
 };
 use qwix_quant::{Granularity, HowToQuantize, QType, Tile};
 
@@ -238,6 +238,26 @@ fn a_slice_of_quantized_weights_is_quantized() {
             assert_eq!(found, [want], "{granularity:?} at {index}");
         }
     }
+}
+
+#[test]
+fn ops_without_a_meaning_are_named() {
+    let graph = |used: bool| {
+        let mut b = GraphBuilder::new("fft");
+        b.set_scope("jit(apply)/Net/encoder/spectral");
+        let x = b.input("x", Type::array(DType::F32, [4])).unwrap();
+        let fft = Op::Unsupported(Unsupported { opcode: "fft".into(), reason: "no transforms yet".into() });
+        let y = b.add_as(fft, &[x], Type::array(DType::F32, [4])).unwrap();
+        let root = b.unary(UnaryOp::Negate, if used { y } else { x }).unwrap();
+        b.finish(root).unwrap()
+    };
+    let error = ReferenceBackend::default().compile(&graph(true), Params::new()).err().unwrap();
+    assert_eq!(
+        error.to_string(),
+        "op `fft` (instruction `fft.1`, module `encoder/spectral`) is not supported: no transforms yet"
+    );
+    // What the result does not depend on need not have a meaning.
+    assert!(ReferenceBackend::default().compile(&graph(false), Params::new()).is_ok());
 }
 
 #[test]
