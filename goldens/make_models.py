@@ -149,7 +149,10 @@ class Oracle:
       self.others = {}
       self.fn = jax.jit(m.fn)
       self.args = (self.params, *m.inputs)
+    if getattr(m, 'traces', False):
+      jax.config.update('jax_traceback_in_locations_limit', 10)
     self.lowered = self.fn.lower(*self.args)
+    jax.config.update('jax_traceback_in_locations_limit', 0)
     self.outputs = jax.tree.leaves(self.fn(*self.args))
 
   def flat(self):

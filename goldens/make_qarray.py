@@ -36,6 +36,14 @@ def cube(d):
   return (rng('cube').standard_normal((3, 7, 5)) * 2).astype(d)
 
 
+def powers(d):
+  """Rows whose largest value puts the scale on, below or above a power of two."""
+  lo, hi = (-3, 12) if d == np.float16 else (-17, 8)
+  one = np.array([6 * 2.0**k for k in range(lo, hi)] + [448 * 2.0**k for k in range(lo + 2, hi - 4, 4)])
+  one = np.repeat(one, 3) * np.tile([1, 1 + 2.0**-7, 1 - 2.0**-8], len(one))
+  return (one[:, None] * np.array([-0.9, 0.1, 0.5, -0.33] * 7 + [0.01, 0, -0.7, 1])[None, :]).astype(d)
+
+
 def positive(d):
   return np.abs(rng('positive').standard_normal((5, 6)) + 0.5).astype(d)
 
@@ -47,6 +55,7 @@ WAYS = {
                'whole': ((0,), {1: 1.0}), 'single': ((0,), {1: 1})},
     'cube': {'middle': ((1,), {}), 'ends': ((0, 2), {}), 'third': ((0,), {1: 7, 2: 5})},
     'positive': {'rows': ((0,), {}), 'tensor': ((), {})},
+    'powers': {'tiles': ((0,), {1: 32}), 'tiles16': ((0,), {1: 16})},
 }
 MX = {'mxfp8': 32, 'mxfp4': 32, 'nvfp4': 16}
 
@@ -56,9 +65,13 @@ def cases():
     for q in QTYPES:
       for name, ways in WAYS.items():
         for way, (channel, tiled) in ways.items():
+          if name == 'powers' and q not in MX:
+            continue
           if q in MX and (not tiled or set(tiled.values()) != {MX[q]}):
             continue
           if name == 'cube' and (d != 'f32' or q in ('int5', 'int6', 'int7', 'float8_e5m2')):
+            continue
+          if way == 'columns' and q in ('int2', 'int5', 'int6', 'int7', 'float8_e5m2'):
             continue
           if way in ('count', 'both') and q not in ('int8', 'int4', 'float8_e4m3fn'):
             continue
@@ -81,6 +94,11 @@ def cases():
           yield d, q, 'matrix', way, c
       yield d, q, 'positive', 'rows', 'minmax'
       yield d, q, 'positive', 'tensor', 'minmax'
+  for d in ('f32', 'bf16', 'f16'):
+    for q, way, method in (('int8', 'tensor', 'absmax'), ('int4', 'tensor', 'minmax'), ('int8', 'tensor', 'fixed,2.5'),
+                           ('int8', 'tensor', 'fixed,-1,3'), ('float8_e4m3fn', 'tensor', 'absmax'), ('int8', 'rows', 'absmax'),
+                           ('int8', 'all', 'absmax'), ('int8', 'rows', 'minmax')):
+      yield d, q, 'matrix', way, method + ' compiled'
   for q in ('int8', 'int4', 'float8_e4m3fn', 'nf4'):
     yield 'f64', q, 'matrix', 'rows', 'absmax'
     yield 'f64', q, 'matrix', 'tiles', 'rms,2'
@@ -117,22 +135,24 @@ def put(tensors, key, a):
 
 
 def make_quantize():
-  inputs = {'matrix': matrix, 'cube': cube, 'positive': positive}
+  inputs = {'matrix': matrix, 'cube': cube, 'positive': positive, 'powers': powers}
   tensors, entries = {}, []
   for d, q, name, way, method in cases():
     with jax.enable_x64(d == 'f64'):
       x = jnp.asarray(inputs[name](DTYPES[d]))
       tensors[f'in/{d}/{name}'] = np.asarray(x)
       channel, tiled = WAYS[name][way]
-      a = quantize(x, q, channel, tiled, method)
+      method, *compiled = method.split()
+      call = lambda v: quantize(v, q, channel, tiled, method)
+      a = (jax.jit(call) if compiled else call)(x)
       key = str(len(entries))
       put(tensors, key, a)
       # The way back is one line of arithmetic: kept for one calibration.
-      back = method in ('absmax', 'minmax') and d != 'f16' and way in ('rows', 'tiles', 'tiles16')
+      back = method in ('absmax', 'minmax') and d != 'f16' and way in ('rows', 'tiles', 'tiles16') and name != 'powers'
       if back:
         tensors[f'{key}/dequantized'] = qwix.dequantize(a)
       entries.append(dict(input=f'{d}/{name}', qtype=q, channelwise_axes=list(channel),
-                          tiled_axes={str(k): v for k, v in tiled.items()}, calibration_method=method))
+                          tiled_axes={str(k): v for k, v in tiled.items()}, calibration_method=method, **({'compiled': True} if compiled else {})))
   refused = []
   for r in REFUSED:
     d, name = r['input'].split('/')

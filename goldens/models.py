@@ -28,6 +28,8 @@ class Linen:
   note: str = ''
   # Modules that Qwix cannot quantize: left out when sites are listed.
   skip: str = ''
+  # With stack frames in the metadata, as JAX writes by default.
+  traces: bool = False
   # Where Qwix cannot do the model as it is written: the same arithmetic in a
   # way that it can, the way from our parameters to the twin's, and back from
   # the twin's quantized parameters.
@@ -87,6 +89,11 @@ class Mlp(nn.Module):
 @model
 def linen_mlp():
   return Linen(Mlp(), (normal(4, 16),))
+
+
+@model
+def linen_mlp_traced():
+  return Linen(Mlp((8, 4)), (normal(2, 6),), traces=True, note='with stack frames in the metadata, as JAX writes by default')
 
 
 @model

@@ -23,7 +23,7 @@ ODD = 'left_weight weight_views weight_stack einsums raw_params '
 # int8, dynamic range and weight only, everywhere. Qwix cannot quantize an
 # embedding that is both looked up and multiplied with, so it stays.
 EMBEDDER = dict(module_path='embedder')
-case(MLPS + 'linen_mlp_f16 linen_mlp_wide ' + CONVS + DEEP + FLOW + ODD, 'w8a8', W8A8)
+case(MLPS + 'linen_mlp_f16 linen_mlp_traced linen_mlp_wide ' + CONVS + DEEP + FLOW + ODD, 'w8a8', W8A8)
 case(MLPS + 'linen_mlp_f16 ' + DEEP + FLOW + ODD, 'w8', W8)
 case(CONVS + DEEP + 'control_flow rnn', 'w8a8_93', A93)
 case(DECODERS, 'w8a8', EMBEDDER, W8A8)
