@@ -182,6 +182,34 @@ impl View {
         });
     }
 
+    /// Copies a dense array of the walk's shape to where the walk goes in `out`. `self` should be [`merged`](View::merged), and go to
+    /// no place twice.
+    pub(crate) fn write(&self, source: &[u8], size: usize, out: &mut [u8]) {
+        match size {
+            1 => self.write_as::<u8>(source, out),
+            2 => self.write_as::<u16>(source, out),
+            4 => self.write_as::<u32>(source, out),
+            _ => self.write_as::<u64>(source, out),
+        }
+    }
+
+    fn write_as<T: bytemuck::Pod>(&self, source: &[u8], out: &mut [u8]) {
+        let out: &mut [T] = bytemuck::cast_slice_mut(out);
+        let source: &[T] = bytemuck::cast_slice(source);
+        self.walk(0, source.len(), |at, stride, done, count| {
+            let source = &source[done..done + count];
+            if stride == 1 {
+                out[at..at + count].copy_from_slice(source);
+            } else {
+                let mut at = at as isize;
+                for &v in source {
+                    out[at as usize] = v;
+                    at += stride;
+                }
+            }
+        });
+    }
+
     /// Walks elements `start..start + count` in runs along the last axis: `f` gets a run's first index, its stride, how
     /// many elements came before it, and its length.
     pub(crate) fn walk(&self, start: usize, count: usize, mut f: impl FnMut(usize, isize, usize, usize)) {

@@ -51,6 +51,9 @@ const LANES: usize = 64;
 
 #[inline(always)]
 fn lanes_with(values: &[f32], identity: f32, f: impl Fn(f32, f32) -> f32) -> f32 {
+    if values.len() < LANES {
+        return values.iter().fold(identity, |a, &b| f(a, b));
+    }
     let mut lanes = [identity; LANES];
     let chunks = values.chunks_exact(LANES);
     let rest = chunks.remainder();

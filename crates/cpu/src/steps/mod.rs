@@ -3,7 +3,9 @@
 mod control;
 mod dot;
 mod fused;
+mod indexing;
 mod moves;
+mod reduce;
 mod reference;
 
 use qwix_eval::EvalError;
@@ -14,7 +16,7 @@ use crate::plan::{Planned, Planning};
 type Planner = fn(&Planning<'_>, NodeId) -> Option<Planned>;
 
 /// What can plan a node, best first. What none of them takes, the reference evaluator does.
-const STEPS: &[Planner] = &[control::plan, dot::plan, fused::plan, moves::plan];
+const STEPS: &[Planner] = &[control::plan, dot::plan, fused::plan, moves::plan, indexing::plan, reduce::plan];
 
 /// A step for a node.
 ///
