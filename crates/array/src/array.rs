@@ -121,11 +121,10 @@ impl Array {
         if bits == 8 {
             return Self::from_bytes(dtype, shape, values.to_vec());
         }
-        let mask = (1u8 << bits) - 1;
-        let bytes = values
-            .chunks(8 / bits)
-            .map(|chunk| chunk.iter().enumerate().fold(0, |byte, (i, &v)| byte | (v & mask) << (i * bits)))
-            .collect();
+        let bytes = match bits {
+            4 => pack_codes(values, |&[a, b]: &[u8; 2]| a & 15 | b << 4),
+            _ => pack_codes(values, |&[a, b, c, d]: &[u8; 4]| a & 3 | (b & 3) << 2 | (c & 3) << 4 | d << 6),
+        };
         Self::from_bytes(dtype, shape, bytes)
     }
 
@@ -200,10 +199,15 @@ impl Array {
         if bits == 8 {
             return Ok(Cow::Borrowed(self.bytes()));
         }
-        let per_byte = 8 / bits;
-        let mask = (1u8 << bits) - 1;
-        let bytes = self.bytes();
-        Ok(Cow::Owned((0..self.len()).map(|i| bytes[i / per_byte] >> (i % per_byte * bits) & mask).collect()))
+        let mut codes = match bits {
+            4 => self.bytes().iter().map(|b| [b & 15, b >> 4]).collect::<Vec<_>>().into_flattened(),
+            _ => {
+                let split = |b: &u8| [b & 3, b >> 2 & 3, b >> 4 & 3, b >> 6];
+                self.bytes().iter().map(split).collect::<Vec<_>>().into_flattened()
+            }
+        };
+        codes.truncate(self.len());
+        Ok(Cow::Owned(codes))
     }
 
     /// One byte an element of a dtype of at most 8 bits, sign-extended when it is a signed integer.
@@ -225,6 +229,19 @@ impl Array {
         }
         Ok(Array { shape: shape.to_vec(), ..self.clone() })
     }
+}
+
+/// Joins `N` codes into each byte, the last byte filled up with zeros.
+fn pack_codes<const N: usize>(codes: &[u8], join: impl Fn(&[u8; N]) -> u8) -> Vec<u8> {
+    let (chunks, rest) = codes.as_chunks::<N>();
+    let mut bytes = Vec::with_capacity(codes.len().div_ceil(N));
+    bytes.extend(chunks.iter().map(&join));
+    if !rest.is_empty() {
+        let mut last = [0; N];
+        last[..rest.len()].copy_from_slice(rest);
+        bytes.push(join(&last));
+    }
+    bytes
 }
 
 fn count(dtype: DType, shape: &[usize]) -> Result<usize, ArrayError> {
