@@ -1,8 +1,6 @@
 //! The part of XLA's protobuf messages that we read and write, with the public field numbers of `xla/service/hlo.proto`
 //! and `xla/xla_data.proto`. Fields that are not here are skipped when a file is read.
 
-use std::collections::BTreeMap;
-
 /// `HloModuleProto`; written, but read field by field (see `import::wire`).
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct HloModuleProto {
@@ -98,8 +96,6 @@ pub(crate) struct HloInstructionProto {
     pub comparison_direction: String,
     #[prost(bool, tag = "67")]
     pub indices_are_sorted: bool,
-    #[prost(message, optional, tag = "68")]
-    pub frontend_attributes: Option<FrontendAttributes>,
     #[prost(bool, tag = "69")]
     pub unique_indices: bool,
     #[prost(int32, tag = "70")]
@@ -113,8 +109,21 @@ pub(crate) struct HloInstructionProto {
     /// `SparsityDescriptor`s, of which only the presence matters here.
     #[prost(bytes = "vec", repeated, tag = "86")]
     pub dot_sparsity: Vec<Vec<u8>>,
-    #[prost(bool, tag = "89")]
-    pub is_composite: bool,
+}
+
+/// The fields of an `HloInstructionProto` that say how instructions hang together.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct InstructionHead {
+    #[prost(string, tag = "1")]
+    pub name: String,
+    #[prost(string, tag = "2")]
+    pub opcode: String,
+    #[prost(int64, tag = "35")]
+    pub id: i64,
+    #[prost(int64, repeated, tag = "36")]
+    pub operand_ids: Vec<i64>,
+    #[prost(int64, repeated, tag = "38")]
+    pub called_computation_ids: Vec<i64>,
 }
 
 /// `HloInstructionProto.SliceDimensions`.
@@ -175,13 +184,6 @@ pub(crate) struct ProgramShapeProto {
 pub(crate) struct OpMetadata {
     #[prost(string, tag = "2")]
     pub op_name: String,
-}
-
-/// `FrontendAttributes`.
-#[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct FrontendAttributes {
-    #[prost(btree_map = "string, string", tag = "1")]
-    pub map: BTreeMap<String, String>,
 }
 
 /// `LiteralProto`. Values stand in the order of the shape's layout, one byte each where they are narrower than a byte.

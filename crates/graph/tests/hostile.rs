@@ -155,7 +155,7 @@ fn every_bit_of_a_small_file() {
 #[test]
 fn every_length_of_a_file() {
     let models = models();
-    let (_, bytes) = models.iter().find(|(name, _)| name == "scan_layers").unwrap();
+    let (_, bytes) = models.iter().find(|(name, _)| name == "models/scan_layers").unwrap();
     let mut tally = Tally::default();
     for length in 0..=bytes.len() {
         tally.try_file(&format!("the first {length} bytes"), &bytes[..length]);

@@ -80,6 +80,10 @@ impl Writer {
         if let Some(&id) = self.ids.get(&Arc::as_ptr(computation)) {
             return Ok(id);
         }
+        // Before those of called computations: an input without a path is known by its node's name.
+        let names: Vec<String> =
+            computation.nodes.iter().map(|node| self.instruction_names.unique(&node.name)).collect();
+        let name = self.computation_names.unique(&computation.name);
         let mut called_ids = Vec::with_capacity(computation.nodes.len());
         for node in &computation.nodes {
             let mut ids = Vec::new();
@@ -96,7 +100,9 @@ impl Writer {
         // XLA makes ids of a computation's and an instruction's number.
         let instruction_id = |index: usize| id << 32 | (index as i64 + 1);
         let mut instructions = Vec::with_capacity(computation.nodes.len());
-        for (index, (node, called_ids)) in computation.nodes.iter().zip(called_ids).enumerate() {
+        for (index, ((node, name), called_ids)) in
+            computation.nodes.iter().zip(names).zip(called_ids).enumerate()
+        {
             let wrong = |reason| ExportError::Instruction {
                 computation: computation.name.clone(),
                 instruction: node.name.clone(),
@@ -112,7 +118,7 @@ impl Writer {
             };
             let sharding = node.sharding.as_deref().map(sharding::parse).transpose().map_err(wrong)?;
             let mut instruction = HloInstructionProto {
-                name: self.instruction_names.unique(&node.name),
+                name,
                 opcode: node.op.name().to_owned(),
                 shape: Some(shape),
                 metadata: Some(OpMetadata { op_name }),
@@ -133,7 +139,7 @@ impl Writer {
             parameter_names: parameters.iter().map(|id| instructions[id.index()].name.clone()).collect(),
         };
         self.computations.push(HloComputationProto {
-            name: self.computation_names.unique(&computation.name),
+            name,
             instructions,
             program_shape: Some(program_shape),
             id,
@@ -156,10 +162,9 @@ fn parameter_name(node: &Node, parameter: &Parameter) -> String {
         Role::Variable => KeyPath { argument: "params".to_owned(), keys: segments.collect() },
         Role::Input => KeyPath { argument: segments.next().unwrap_or_default(), keys: segments.collect() },
     };
-    // An input that nobody named is known by its node's name.
-    let unnamed = parameter.role == Role::Input && parameter.path.as_str() == node.name;
-    let made = made.to_string();
-    if unnamed || !says_it(&made) { String::new() } else { made }
+    let text = made.to_string();
+    // Not every input's name looks like an argument; its node's name is read then.
+    if KeyPath::parse(&text).as_ref() == Some(&made) && says_it(&text) { text } else { String::new() }
 }
 
 /// The shape of a type, its layout row-major.

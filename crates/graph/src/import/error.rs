@@ -1,6 +1,7 @@
 //! Why an HLO module cannot be imported.
 
 use crate::GraphError;
+use crate::proto::InstructionHead;
 
 /// What can be wrong with a serialized HLO module. Each message is one line: where, what was found, what was expected.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -53,4 +54,14 @@ pub(super) fn quoted(name: &str) -> String {
         text.push('…');
     }
     text
+}
+
+/// Something is wrong with an instruction.
+pub(super) fn at(computation: &str, head: &InstructionHead, reason: String) -> ImportError {
+    ImportError::Instruction {
+        computation: quoted(computation),
+        instruction: quoted(&head.name),
+        opcode: quoted(&head.opcode),
+        reason,
+    }
 }

@@ -200,7 +200,7 @@ fn fields_changed_at_random() {
     let mut random = Random(0x2545_f491_4f6c_dd1d);
     let (mut accepted, mut refused, mut wrong) = (0, 0, Vec::new());
     for (name, module) in &modules {
-        for round in 0..40 {
+        for round in 0..25 {
             let mut module = module.clone();
             for _ in 0..=random.below(2) {
                 let at = random.below(module.computations.len());

@@ -264,6 +264,44 @@ fn what_is_not_known_is_kept_to_be_looked_at() {
     );
 }
 
+#[test]
+fn ops_that_jax_seldom_writes() {
+    let add = computation(
+        1,
+        vec![
+            parameter(31, 0, f32s(&[])),
+            parameter(32, 1, f32s(&[])),
+            instruction(33, "add", f32s(&[]), &[31, 32]),
+        ],
+    );
+    let on_true =
+        computation(2, vec![parameter(11, 0, f32s(&[2])), instruction(12, "copy", f32s(&[2]), &[11])]);
+    let on_false =
+        computation(3, vec![parameter(21, 0, f32s(&[2])), instruction(22, "logistic", f32s(&[2]), &[21])]);
+    let map = HloInstructionProto {
+        dimensions: vec![0],
+        ..calling(instruction(3, "map", f32s(&[2]), &[2, 2]), &[1])
+    };
+    let entry = computation(
+        4,
+        vec![
+            parameter(1, 0, shape(DType::Pred, &[])),
+            parameter(2, 1, f32s(&[2])),
+            map,
+            calling(instruction(4, "conditional", f32s(&[2]), &[1, 3, 2]), &[2, 3]),
+        ],
+    );
+    let graph = import(&module(vec![add, on_true, on_false, entry])).unwrap();
+    let [_, _, map, conditional] = &graph.entry.nodes[..] else { panic!("{:?}", graph.entry) };
+    assert!(matches!(&map.op, Op::Map { computation } if computation.nodes.len() == 3));
+    let Op::Conditional { branches } = &conditional.op else { panic!("{:?}", conditional.op) };
+    // On true the first one runs, which copies.
+    let roots: Vec<&str> = branches.iter().map(|branch| branch.node(branch.root).op.name()).collect();
+    assert_eq!(roots, ["copy", "logistic"]);
+    let again = Graph::from_hlo_proto(&graph.to_hlo_proto().unwrap()).unwrap();
+    assert_eq!(again.entry.nodes[2..], graph.entry.nodes[2..]);
+}
+
 /// Modules that are wrong, and a part of what the message must say.
 fn wrong_modules() -> Vec<(&'static str, HloModuleProto, &'static str)> {
     let scalar = || f32s(&[]);
@@ -452,6 +490,31 @@ fn calls_do_not_nest_or_multiply_without_end() {
         let error = import(&module).unwrap_err().to_string();
         assert!(error.contains(wanted), "{what}: {error}");
     }
+}
+
+#[test]
+fn bytes_that_would_grow_when_decoded_are_refused() {
+    let wide = tuple(&vec![Some(ShapeProto::default()); 1_000_000]);
+    let many = HloComputationProto {
+        instructions: vec![HloInstructionProto::default(); 1_100_000],
+        ..computation(1, vec![])
+    };
+    for (what, module, wanted) in [
+        (
+            "one wide type",
+            module(vec![computation(1, vec![parameter(1, 0, wide)])]),
+            "bytes without its data",
+        ),
+        ("many instructions", module(vec![many]), "found 1100000 instructions, expected at most"),
+    ] {
+        let error = import(&module).unwrap_err().to_string();
+        assert!(error.contains(wanted), "{what}: {error}");
+    }
+    let mut constant = instruction(1, "constant", f32s(&[1 << 20]), &[]);
+    let literal =
+        LiteralProto { shape: f32s(&[1 << 20]), f32s: vec![1.0; 1 << 20], ..LiteralProto::default() };
+    constant.literal = Some(Box::new(literal));
+    assert!(import(&module(vec![computation(1, vec![constant])])).is_ok());
 }
 
 #[test]

@@ -17,10 +17,10 @@ use crate::{Computation, Graph, GraphError, Metadata, Node, NodeId, Op, Type};
 pub(crate) const MAX_CALL_DEPTH: usize = 100;
 
 /// How many nodes a graph may have after inlining, those of called computations included.
-const MAX_NODES: u64 = 1 << 20;
+pub(crate) const MAX_NODES: u64 = 1 << 20;
 
 /// How much memory its nodes may take, roughly.
-const MAX_BYTES: u64 = 1 << 30;
+const MAX_BYTES: u64 = 1 << 29;
 
 /// The graph without [`Op::Call`]: bodies stand where their calls stood, scopes are prefixed, ids are given anew.
 ///
