@@ -80,9 +80,15 @@ impl Writer {
         if let Some(&id) = self.ids.get(&Arc::as_ptr(computation)) {
             return Ok(id);
         }
-        // Before those of called computations: an input without a path is known by its node's name.
-        let names: Vec<String> =
-            computation.nodes.iter().map(|node| self.instruction_names.unique(&node.name)).collect();
+        // Before those of called computations: an input without an op_name is known by its node's name.
+        let op_name_and_name = |node: &Node| match (&node.op, signature) {
+            (Op::Parameter(number), Some(signature)) => {
+                let (op_name, name) = parameter_name(node, &signature[*number]);
+                (op_name, self.instruction_names.unique(name))
+            }
+            _ => (node.metadata.op_name.clone(), self.instruction_names.unique(&node.name)),
+        };
+        let names: Vec<(String, String)> = computation.nodes.iter().map(op_name_and_name).collect();
         let name = self.computation_names.unique(&computation.name);
         let mut called_ids = Vec::with_capacity(computation.nodes.len());
         for node in &computation.nodes {
@@ -100,7 +106,7 @@ impl Writer {
         // XLA makes ids of a computation's and an instruction's number.
         let instruction_id = |index: usize| id << 32 | (index as i64 + 1);
         let mut instructions = Vec::with_capacity(computation.nodes.len());
-        for (index, ((node, name), called_ids)) in
+        for (index, ((node, (op_name, name)), called_ids)) in
             computation.nodes.iter().zip(names).zip(called_ids).enumerate()
         {
             let wrong = |reason| ExportError::Instruction {
@@ -110,12 +116,6 @@ impl Writer {
                 reason,
             };
             let shape = shape_of(&node.ty).map_err(wrong)?;
-            let op_name = match (&node.op, signature) {
-                (Op::Parameter(number), Some(signature)) => signature
-                    .get(*number)
-                    .map_or_else(String::new, |parameter| parameter_name(node, parameter)),
-                _ => node.metadata.op_name.clone(),
-            };
             let sharding = node.sharding.as_deref().map(sharding::parse).transpose().map_err(wrong)?;
             let mut instruction = HloInstructionProto {
                 name,
@@ -150,12 +150,13 @@ impl Writer {
     }
 }
 
-/// What a parameter is called in the file: as JAX wrote it, unless that says something else than the signature.
-fn parameter_name(node: &Node, parameter: &Parameter) -> String {
+/// What a parameter is called in the file: its op_name as JAX wrote it, unless that says something else than the
+/// signature, and its instruction's name.
+fn parameter_name<'a>(node: &'a Node, parameter: &'a Parameter) -> (String, &'a str) {
     let says_it = |op_name: &str| role_of(op_name).0 == parameter.role;
     let op_name = &node.metadata.op_name;
     if parameter.key_path.is_some() && KeyPath::parse(op_name) == parameter.key_path && says_it(op_name) {
-        return op_name.clone();
+        return (op_name.clone(), &node.name);
     }
     let mut segments = parameter.path.segments().map(str::to_owned);
     let made = match parameter.role {
@@ -163,8 +164,12 @@ fn parameter_name(node: &Node, parameter: &Parameter) -> String {
         Role::Input => KeyPath { argument: segments.next().unwrap_or_default(), keys: segments.collect() },
     };
     let text = made.to_string();
-    // Not every input's name looks like an argument; its node's name is read then.
-    if KeyPath::parse(&text).as_ref() == Some(&made) && says_it(&text) { text } else { String::new() }
+    if KeyPath::parse(&text).as_ref() == Some(&made) && says_it(&text) {
+        (text, &node.name)
+    } else {
+        // Not every input's name looks like an argument.
+        (String::new(), parameter.path.as_str())
+    }
 }
 
 /// The shape of a type, its layout row-major.
