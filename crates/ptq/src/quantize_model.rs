@@ -163,8 +163,8 @@ fn reserved_path(graph: &Graph, site: &Site) -> Path {
     }
 }
 
-/// Weights in loops are quantized in place only if all that reaches them can take that; where it cannot, they are
-/// quantized on each run instead.
+/// Weights that are taken in parts, or in loops, are quantized in place only if all their uses can take that; where one
+/// cannot, each use has a quantized weight of its own, or in a loop quantizes on each run.
 fn settle_in_place(
     graph: &Graph,
     provider: &dyn Provider,
@@ -201,7 +201,10 @@ fn settle_in_place(
             let site = &mut sites[number];
             for operand in [&mut site.lhs, &mut site.rhs] {
                 if let Some(weight) = operand.weight.as_mut().filter(|w| w.parameter == parameter) {
-                    weight.storage = Storage::EachRun { reason: reason.clone() };
+                    weight.storage = match &weight.fallback {
+                        Storage::EachRun { .. } => Storage::EachRun { reason: reason.clone() },
+                        other => other.clone(),
+                    };
                 }
             }
             patches[number] = rewrite_one(graph, provider, sites, decided, number)?;

@@ -46,6 +46,8 @@ pub struct Weight {
     pub source: NodeId,
     /// Where its quantized form is kept.
     pub storage: Storage,
+    /// Where it is kept when another use of the variable stands against that.
+    pub fallback: Storage,
 }
 
 #[derive(Clone, Debug)]
@@ -91,8 +93,8 @@ pub fn trace(graph: &Graph, at: &[Callee], node: NodeId) -> Option<Weight> {
     if !array.dtype.is_wide_float() {
         return None;
     }
-    let storage = storage(&array.shape, at.is_empty(), walk);
-    Some(Weight { parameter: number, source: source(home, node), storage })
+    let (storage, fallback) = storage(&array.shape, at.is_empty(), walk);
+    Some(Weight { parameter: number, source: source(home, node), storage, fallback })
 }
 
 /// The node before the conversions of an operand.
@@ -222,17 +224,24 @@ fn is_invariant(body: &Computation, element: usize) -> bool {
 }
 
 
-fn storage(shape: &[usize], entry: bool, walk: Walk<'_>) -> Storage {
+/// A variable keeps its shape, and its quantized form its path, where slices or loops take parts of it; other steps are
+/// taken beforehand, if they can be.
+fn storage(shape: &[usize], entry: bool, walk: Walk<'_>) -> (Storage, Storage) {
     let Walk { mut steps, mut chain, .. } = walk;
     steps.reverse();
     chain.reverse();
-    let sliced = steps.iter().any(|(_, s)| matches!(s, Step::DynamicSlice(_)));
-    let result = if entry && !sliced {
-        fold(shape, &steps).map(|prep| Storage::Folded { prep })
-    } else {
-        axes(shape, &steps).map(|axes| Storage::InPlace { axes, chain })
-    };
-    result.unwrap_or_else(|reason| Storage::EachRun { reason })
+    let each_run = |reason| Storage::EachRun { reason };
+    let folded = if entry { fold(shape, &steps) } else { Err("a loop or branch uses it".to_owned()) };
+    let folded = folded.map_or_else(each_run, |prep| Storage::Folded { prep });
+    let whole = !steps.iter().any(|(_, s)| matches!(s, Step::Slice(_) | Step::DynamicSlice(_)));
+    if whole && matches!(folded, Storage::Folded { .. }) {
+        return (folded.clone(), folded);
+    }
+    match (axes(shape, &steps), &folded) {
+        (Ok(axes), _) => (Storage::InPlace { axes, chain }, folded),
+        (Err(_), Storage::Folded { .. }) => (folded.clone(), folded),
+        (Err(reason), _) => (each_run(reason.clone()), each_run(reason)),
+    }
 }
 
 /// The steps that are taken when the weight is quantized, neighbouring reshapes as one.
