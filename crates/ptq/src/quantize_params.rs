@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use qwix_array::{Array, DType};
+use qwix_array::Array;
 use qwix_eval::{Params, Value};
 use qwix_graph::{ArrayType, Graph, Parameter, Path, Prep, Slot, Type};
-use qwix_quant::{QuantError, quantize};
+use qwix_quant::{QuantError, check_finite, quantize};
 
 use crate::error::nearest;
 use crate::{PtqError, QuantStats};
@@ -172,9 +172,7 @@ pub(crate) fn round_to_nearest(slot: &Slot, array: &Array) -> Result<Value, PtqE
     check_type(path, &slot.source_type, array)?;
     let fail = |error: QuantError| PtqError::Param { path: path.clone(), error };
     // Checked before data is moved, so that the index is the one in the file.
-    if let Some((at, what)) = first_not_finite(array) {
-        return Err(fail(QuantError::NotFinite { what, index: index_of(at, array.shape()) }));
-    }
+    check_finite(array).map_err(fail)?;
     let mut prepared = array.clone();
     for step in &slot.prep {
         prepared = match step {
@@ -200,45 +198,4 @@ fn check_type(path: &Path, expected: &ArrayType, array: &Array) -> Result<(), Pt
         return Ok(());
     }
     Err(PtqError::WrongParam { path: path.clone(), expected: expected.to_string(), found: found.to_string() })
-}
-
-/// The first NaN or infinity: its place in row-major order.
-fn first_not_finite(array: &Array) -> Option<(usize, &'static str)> {
-    // An all-ones exponent.
-    fn find(bits: impl Iterator<Item = u64>, exponent: u64, mantissa: u64) -> Option<(usize, &'static str)> {
-        bits.enumerate()
-            .find(|(_, b)| b & exponent == exponent)
-            .map(|(i, b)| (i, if b & mantissa == 0 { "infinity" } else { "NaN" }))
-    }
-    let bytes = array.bytes();
-    let two = || bytes.chunks_exact(2).map(|b| u64::from(u16::from_le_bytes([b[0], b[1]])));
-    match array.dtype() {
-        DType::F32 => find(
-            bytes.chunks_exact(4).map(|b| u64::from(u32::from_le_bytes([b[0], b[1], b[2], b[3]]))),
-            0x7f80_0000,
-            0x007f_ffff,
-        ),
-        DType::BF16 => find(two(), 0x7f80, 0x007f),
-        DType::F16 => find(two(), 0x7c00, 0x03ff),
-        DType::F64 => find(
-            bytes.chunks_exact(8).map(|b| b.iter().rev().fold(0u64, |v, &byte| v << 8 | u64::from(byte))),
-            0x7ff0_0000_0000_0000,
-            0x000f_ffff_ffff_ffff,
-        ),
-        _ => None,
-    }
-}
-
-fn index_of(mut at: usize, shape: &[usize]) -> Vec<usize> {
-    let mut index: Vec<usize> = shape
-        .iter()
-        .rev()
-        .map(|&size| {
-            let i = at % size.max(1);
-            at /= size.max(1);
-            i
-        })
-        .collect();
-    index.reverse();
-    index
 }

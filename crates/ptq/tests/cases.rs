@@ -230,27 +230,29 @@ fn unused_rules_are_qwix() {
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
-/// What Qwix refuses or passes over, we quantize: no worse than int8 is elsewhere.
+/// What Qwix refuses for its own reasons we quantize, no worse than int8 is elsewhere; what cannot be, we refuse too, by
+/// the name of the site.
 #[test]
-fn models_that_qwix_refuses() {
+fn what_qwix_refuses() {
     let mut failures = vec![];
     let mut checked = 0;
     for case in cases() {
-        if case.expected.is_some() {
-            continue;
-        }
+        let Some(refusal) = case.info["qwix_refuses"].as_str() else { continue };
         checked += 1;
         let folder = common::goldens().join("models").join(&case.model);
         let inputs = common::numbered(&folder.join("inputs.safetensors"));
         let float = common::numbered(&folder.join("float.safetensors"));
+        let impossible = ["cannot be tiled", "can be asymmetric"].iter().any(|words| refusal.contains(words));
         match quantized(&case).and_then(|(model, params)| run(&model, params, &inputs)) {
+            Err(e) if impossible && e.contains("site `Dense_0` dot_general0 (rules[0])") => {}
             Err(e) => failures.push(format!("{}: {e}", case.name)),
+            Ok(_) if impossible => failures.push(format!("{} is quantized", case.name)),
             Ok(outputs) => {
                 for (i, (a, b)) in outputs.iter().zip(&float).enumerate() {
                     let (a, b) = (a.to_f64_vec(), b.to_f64_vec());
                     let relative = difference(&a, &b) / largest(&b).max(1e-30);
-                    // NaN is no improvement.
-                    if !(relative <= 0.08) {
+                    // Written so that NaN fails.
+                    if relative.is_nan() || relative > 0.08 {
                         failures.push(format!("{}: output {i} differs from the float one by {relative:.2e}", case.name));
                     }
                 }
