@@ -216,7 +216,10 @@ fn measure<T: Float>(
             Statistics::MinMax(Array::from_vec(shape, min)?, Array::from_vec(shape, max)?)
         }
         Calibration::Rms { .. } => {
-            let sums = fold(values, runs, entries, T::square, |a, b| a + b);
+            // XLA adds one after the other, in f32 for the narrower types.
+            let sums = fold(values, runs, entries, T::square, |a, b| {
+                if T::DTYPE == DType::F64 { a + b } else { (a as f32 + b as f32) as f64 }
+            });
             let count = array.len().checked_div(entries).unwrap_or(0);
             let roots: Vec<f64> = sums.into_iter().map(|sum| T::root_mean(sum, count)).collect();
             Statistics::RootMeanSquare(Array::from_f64(T::DTYPE, shape, &roots)?)
