@@ -58,6 +58,18 @@ impl Value {
         }
     }
 
+    /// The bytes that the value takes, scales and zero points included.
+    pub fn byte_len(&self) -> usize {
+        match self {
+            Value::Array(array) => array.bytes().len(),
+            Value::QArray(q) => {
+                let parts = [Some(q.qvalue()), Some(q.scale()), q.zero_point()];
+                parts.into_iter().flatten().map(|part| part.bytes().len()).sum()
+            }
+            Value::Tuple(values) => values.iter().map(Value::byte_len).sum(),
+        }
+    }
+
     /// The arrays of the value in order, tuples flattened; a quantized array counts as one that is not plain.
     pub(crate) fn flatten(self, into: &mut Vec<Array>) -> Result<(), Box<QArray>> {
         match self {

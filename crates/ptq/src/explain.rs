@@ -167,6 +167,11 @@ impl Verdict {
 }
 
 impl Outcome {
+    /// Whether the site is quantized.
+    pub fn is_quantized(&self) -> bool {
+        matches!(self, Outcome::Quantized { .. })
+    }
+
     pub(crate) fn of(graph: &Graph, site: &Site, choice: &Choice) -> Self {
         Outcome::Quantized {
             lhs: SideVerdict::of(graph, &site.lhs, &choice.lhs),

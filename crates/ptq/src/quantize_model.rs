@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use qwix_eval::{Backend, EvalError, Executable, Params};
 use qwix_graph::{Graph, Patch, Path};
 
 use crate::explain::{Outcome, Verdict};
@@ -29,6 +30,14 @@ impl PtqModel {
     /// What the model's parameters are, and how they are made; nothing is allocated.
     pub fn abstract_params(&self) -> Template {
         Template::of(&self.graph)
+    }
+
+    /// Prepares the quantized model for running.
+    ///
+    /// # Errors
+    /// When the parameters are not the template's, or the backend cannot run the graph.
+    pub fn compile(&self, backend: &dyn Backend, params: Params) -> Result<Box<dyn Executable>, EvalError> {
+        backend.compile(&self.graph, params)
     }
 
     /// The rules that are for no site, because they match none or others always go before them.
