@@ -118,11 +118,16 @@ fn wanted() -> bool {
 
 /// A number of things for people: `1 input`, `2 inputs`.
 pub fn counted(count: usize, thing: &str) -> String {
-    format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
+    if count == 1 {
+        return format!("1 {thing}");
+    }
+    // `dot and convolution` becomes `dots and convolutions`.
+    let things: Vec<String> = thing.split(" and ").map(|t| format!("{t}s")).collect();
+    format!("{count} {}", things.join(" and "))
 }
 
 /// A number of bytes for people: `1.2 MB`.
-pub fn bytes(count: usize) -> String {
+pub fn bytes(count: u64) -> String {
     let mut value = count as f64;
     for unit in ["B", "kB", "MB", "GB"] {
         if value < 999.5 {

@@ -8,10 +8,8 @@ use crate::{Error, Result};
 type Make = fn() -> Box<dyn Backend>;
 
 /// Every backend: one line each.
-const BACKENDS: &[(&str, Make)] = &[
-    ("cpu", || Box::new(CpuBackend::default())),
-    ("reference", || Box::new(ReferenceBackend::default())),
-];
+const BACKENDS: &[(&str, Make)] =
+    &[("cpu", || Box::new(CpuBackend::default())), ("reference", || Box::new(ReferenceBackend::default()))];
 
 /// The names of the backends, the best first.
 pub fn backend_names() -> impl Iterator<Item = &'static str> {

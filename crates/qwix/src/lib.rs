@@ -1,4 +1,30 @@
 //! Post-training quantization for models that are XLA graphs.
+//!
+//! A float model, exported from JAX as HLO, and rules go in; a quantized model comes out and runs. Names are those of
+//! Google's Qwix wherever it has one.
+//!
+//! ```
+//! # use qwix::*;
+//! # std::env::set_current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/digits"))?;
+//! # let fp_params = Checkpoint::open("params.safetensors")?.read_all()?;
+//! # let x = TensorFile::open("images.safetensors")?.read("images")?;
+//! let model     = Model::load("model.hlo.pb")?;
+//! let rules     = vec![QuantizationRule::new(".*").weight_qtype("int8").act_qtype("int8")];
+//! let ptq_model = quantize_model(&model, &PtqProvider::new(rules)?)?;
+//! let template  = ptq_model.abstract_params();                         // shapes and how; nothing allocated
+//! let params    = quantize_params(&fp_params, &template, None)?;       // any subtree; or streamed, tensor by tensor
+//! let outputs   = ptq_model.compile(&CpuBackend::default(), params)?.run(&[x])?;
+//! # assert_eq!(outputs[0].shape(), [450, 10]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! | to | use |
+//! | --- | --- |
+//! | read a model, and parameters from a checkpoint | [`Model`], [`Checkpoint`] |
+//! | say what is quantized, and see why | [`QuantizationRule`], [`explain`] |
+//! | quantize | [`quantize_model`], [`quantize_params`], [`quantize_param`] |
+//! | run | [`Model::compile`], [`CpuBackend`], [`ReferenceBackend`] |
+//! | keep a quantized model on disk | [`PackageWriter`], [`Package`] |
 
 #![forbid(unsafe_code)]
 
@@ -9,7 +35,6 @@ pub mod files;
 mod model;
 mod noise;
 mod package;
-mod pending;
 mod rules;
 mod tensors;
 
@@ -20,11 +45,15 @@ pub use model::Model;
 pub use noise::sqnr;
 pub use package::{Package, PackageWriter};
 pub use qwix_array::{Array, ArrayError, DType};
+pub use qwix_cpu::CpuBackend;
 pub use qwix_eval::{Backend, EvalError, Executable, Params, ReferenceBackend, Value};
 pub use qwix_graph::{
     ArrayType, Computation, Graph, GraphError, Node, NodeId, Op, Parameter, Path, Role, Type,
 };
-pub use qwix_ptq::{PtqError, QuantizationRule, Warning};
+pub use qwix_ptq::{
+    Outcome, Provider, PtqError, PtqModel, PtqProvider, QuantizationRule, Report as PtqReport, SideVerdict,
+    Template, Verdict, Warning, bytes_of_variables, explain, quantize_model, quantize_param, quantize_params,
+};
 pub use qwix_quant::{Calibration, Granularity, HowToQuantize, QArray, QType, QuantError, Tile};
 pub use rules::read_rules;
 pub use tensors::{TensorFile, TensorWriter, narrowed, widened, write_tensors};

@@ -40,7 +40,8 @@ impl TensorFile {
     ///
     /// # Errors
     /// [`Error::Io`] when it cannot be read, [`Error::Checkpoint`] naming the tensor when the header is wrong.
-    pub fn open(name: &FilePath) -> Result<Self> {
+    pub fn open(name: impl AsRef<FilePath>) -> Result<Self> {
+        let name = name.as_ref();
         let io = |source| Error::io("read", name, source);
         let bad = |reason: String| Error::checkpoint(name, None, reason);
         let mut file = File::open(name).map_err(io)?;

@@ -30,7 +30,7 @@ struct ParameterReport {
     ty: String,
     dtype: Option<String>,
     shape: Option<Vec<usize>>,
-    bytes: Option<usize>,
+    bytes: Option<u64>,
     /// Whether it is taken for a parameter until a checkpoint says otherwise.
     ambiguous: bool,
 }
@@ -50,7 +50,7 @@ struct InputReport {
 struct ModuleReport {
     path: String,
     parameters: usize,
-    bytes: usize,
+    bytes: u64,
 }
 
 #[derive(Serialize)]
@@ -108,10 +108,10 @@ fn parameter(p: &Parameter) -> ParameterReport {
     }
 }
 
-fn byte_len(ty: &Type) -> Option<usize> {
+fn byte_len(ty: &Type) -> Option<u64> {
     let array = ty.as_array()?;
     let count = array.shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d))?;
-    array.dtype.byte_len(count)
+    Some(array.dtype.byte_len(count)? as u64)
 }
 
 /// The ops of a computation and of those it calls, each computation once.
@@ -157,7 +157,7 @@ fn render(report: &Report, style: Style) -> String {
     let heading = |text: &mut String, title: String| {
         let _ = writeln!(text, "{}", style.bold(&title));
     };
-    let total: usize = report.parameters.iter().filter_map(|p| p.bytes).sum();
+    let total: u64 = report.parameters.iter().filter_map(|p| p.bytes).sum();
     heading(
         &mut text,
         format!("{}: {}, {}", report.model, counted(report.parameters.len(), "parameter"), bytes(total)),
