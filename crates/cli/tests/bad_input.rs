@@ -79,7 +79,7 @@ fn models_that_are_none() {
 #[test]
 fn rules_that_say_nonsense() {
     let folder = Folder::new();
-    let rows: [(&str, &str, &[&str]); 12] = [
+    let rows: [(&str, &str, &[&str]); 11] = [
         ("not JSON", "[", &["r.json"]),
         (
             "unknown field",
@@ -95,7 +95,6 @@ fn rules_that_say_nonsense() {
         ("unknown qtype", r#"[{"weight_qtype": "int9"}]"#, &["rules[0]", "int9"]),
         ("unsigned qtype", r#"[{"weight_qtype": "uint8"}]"#, &["rules[0]", "uint8"]),
         ("scale type as qtype", r#"[{"weight_qtype": "float8_e8m0fnu"}]"#, &["rules[0]", "float8_e8m0fnu"]),
-        ("unknown op", r#"[{"op_names": ["matmul"], "weight_qtype": "int8"}]"#, &["rules[0]", "matmul"]),
         (
             "bad calibration",
             r#"[{"weight_qtype": "int8", "weight_calibration_method": "median"}]"#,
@@ -229,7 +228,7 @@ fn packages_that_are_damaged() {
     let folder = Folder::new();
     let package = folder.quantize("digits", INT8);
     let path = |name: &str| Path::new(&package).join(name);
-    let names = ["manifest.json", "model.hlo", "params.safetensors", "rules.json"];
+    let names = ["manifest.json", "model.hlo.pb", "params.safetensors", "rules.json"];
     let good: BTreeMap<&str, Vec<u8>> = names.iter().map(|&n| (n, std::fs::read(path(n)).unwrap())).collect();
     let manifest = String::from_utf8(good["manifest.json"].clone()).unwrap();
     let replaced = |from: &str, to: &str| {
@@ -245,7 +244,7 @@ fn packages_that_are_damaged() {
     let rows: Vec<(&str, &str, Option<Vec<u8>>, &[&str])> = vec![
         ("no manifest", "manifest.json", None, &["digits", "manifest.json"]),
         ("no parameters", "params.safetensors", None, &["params.safetensors"]),
-        ("no model", "model.hlo", None, &["model.hlo"]),
+        ("no model", "model.hlo.pb", None, &["model.hlo.pb"]),
         ("manifest is no JSON", "manifest.json", Some(b"{".to_vec()), &["manifest.json"]),
         ("unknown field", "manifest.json", replaced("\"tool\"", "\"toll\""), &["manifest.json", "toll"]),
         (
@@ -268,7 +267,7 @@ fn packages_that_are_damaged() {
             flipped("params.safetensors"),
             &["params.safetensors", "sha256"],
         ),
-        ("model flipped", "model.hlo", flipped("model.hlo"), &["model.hlo", "sha256"]),
+        ("model flipped", "model.hlo.pb", flipped("model.hlo.pb"), &["model.hlo.pb", "sha256"]),
         (
             "parameters truncated",
             "params.safetensors",
