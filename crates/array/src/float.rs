@@ -134,13 +134,12 @@ impl F4E2M1FN {
     /// The largest value, 6.
     pub const MAX: f32 = 6.0;
 
-    /// Rounds to nearest even; what does not fit becomes ±6. The type has no NaN: one becomes −0, a negative one 0,
-    /// as in ml_dtypes.
+    /// Rounds to nearest even; what does not fit becomes ±6. The type has no NaN: one becomes −0, as in XLA.
     #[inline]
     pub fn from_f32(x: f32) -> Self {
         let sign = sign_f32(x) >> 4;
         let code = round_magnitude_f32::<1, 1>(x).min(7) as u8;
-        F4E2M1FN(if x.is_nan() { sign ^ 8 } else { code | sign })
+        F4E2M1FN(if x.is_nan() { 8 } else { code | sign })
     }
 
     /// Rounds once, to nearest even; otherwise as [`from_f32`](Self::from_f32).
@@ -148,7 +147,7 @@ impl F4E2M1FN {
     pub fn from_f64(x: f64) -> Self {
         let sign = sign(x) >> 4;
         if x.is_nan() {
-            return F4E2M1FN(sign ^ 8);
+            return F4E2M1FN(8);
         }
         F4E2M1FN(round_magnitude::<1, 1>(x).min(7) as u8 | sign)
     }

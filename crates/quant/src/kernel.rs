@@ -25,6 +25,8 @@ pub(crate) trait Real:
     /// For each pair of neighbours in an ascending codebook, the largest number that is assigned the lower one. The
     /// distances are rounded, so these are not exactly the midpoints; found by bisection.
     fn steps(codebook: &'static [f32]) -> Vec<Self>;
+    /// The index of the first value at the smallest distance.
+    fn nearest(x: Self, codebook: &[f32]) -> u8;
 }
 
 macro_rules! real {
@@ -54,8 +56,12 @@ macro_rules! real {
             }
             #[inline(always)]
             fn to_e2m1(self) -> u8 {
-                // XLA makes any NaN a negative zero.
-                if self.is_nan() { 8 } else { F4E2M1FN::$from(self).0 }
+                F4E2M1FN::$from(self).0
+            }
+            fn nearest(x: Self, codebook: &[f32]) -> u8 {
+                let distance = |i: usize| (codebook[i] as $real - x).abs();
+                (1..codebook.len()).fold(0, |best, i| if distance(i) < distance(best) { i } else { best })
+                    as u8
             }
             fn steps(codebook: &'static [f32]) -> Vec<Self> {
                 // Signed integers in the order of the numbers, in place of the numbers themselves.
@@ -88,8 +94,9 @@ real!(f64, i64, 6_755_399_441_055_744.0, from_f64);
 /// An array's element beside the type that arithmetic on it is done in.
 pub(crate) trait Wide: Element {
     type Real: Real;
-    /// Whether scales divide even where they are broadcast.
-    const DIVIDES: bool;
+    /// Brings a scale's reciprocal to the precision that XLA has it in. It computes in bf16 by way of f32 and drops
+    /// roundings in between, so there it stays an f32; the product, rounded to bf16, is then the true quotient.
+    fn round_reciprocals(values: &mut [Self::Real]);
     fn load(from: &[Self], to: &mut [Self::Real]);
     fn store(from: &[Self::Real], to: &mut Vec<Self>);
     /// Rounds to this type, in place.
@@ -98,7 +105,7 @@ pub(crate) trait Wide: Element {
 
 impl Wide for f32 {
     type Real = f32;
-    const DIVIDES: bool = false;
+    fn round_reciprocals(_: &mut [f32]) {}
     fn load(from: &[f32], to: &mut [f32]) {
         to.copy_from_slice(from);
     }
@@ -110,7 +117,7 @@ impl Wide for f32 {
 
 impl Wide for f64 {
     type Real = f64;
-    const DIVIDES: bool = false;
+    fn round_reciprocals(_: &mut [f64]) {}
     fn load(from: &[f64], to: &mut [f64]) {
         to.copy_from_slice(from);
     }
@@ -122,7 +129,7 @@ impl Wide for f64 {
 
 impl Wide for bf16 {
     type Real = f32;
-    const DIVIDES: bool = true;
+    fn round_reciprocals(_: &mut [f32]) {}
     fn load(from: &[bf16], to: &mut [f32]) {
         for (to, from) in to.iter_mut().zip(from) {
             *to = f32::from_bits((from.to_bits() as u32) << 16);
@@ -142,7 +149,9 @@ impl Wide for bf16 {
 
 impl Wide for f16 {
     type Real = f32;
-    const DIVIDES: bool = false;
+    fn round_reciprocals(values: &mut [f32]) {
+        Self::round(values);
+    }
     fn load(from: &[f16], to: &mut [f32]) {
         from.convert_to_f32_slice(to);
     }
@@ -191,13 +200,22 @@ pub(crate) fn encode_float<R: Real>(values: &[R], max: R, code: impl Fn(R) -> u8
 }
 
 /// Writes the index of the nearest value, the lower one on a tie; NaN is 0.
-pub(crate) fn encode_codebook<R: Real>(values: &[R], steps: &[R], codes: &mut Vec<u8>) {
+pub(crate) fn encode_codebook<R: Real>(values: &[R], codebook: &[f32], steps: &[R], codes: &mut Vec<u8>) {
     let start = codes.len();
     codes.resize(start + values.len(), 0);
     let codes = &mut codes[start..];
     for &step in steps {
         for (code, &x) in codes.iter_mut().zip(values) {
             *code += (x > step) as u8;
+        }
+    }
+    // Far from the codebook the distances to several of its values round to one, and the first of them is taken.
+    let far = R::from_f64(65536.0);
+    if values.iter().any(|&x| x > far || x < R::ZERO - far) {
+        for (code, &x) in codes.iter_mut().zip(values) {
+            if x > far || x < R::ZERO - far {
+                *code = R::nearest(x, codebook);
+            }
         }
     }
 }

@@ -29,8 +29,9 @@ pub fn quantize_as(array: &Array, how: &HowToQuantize, arithmetic: Arithmetic) -
 
 /// Quantizes with a scale and zero point that are known: convert(x / scale + zero_point).
 ///
-/// The scale is converted to the array's dtype. The division is one only in bf16, or where scale and array have the
-/// same shape; otherwise it is a product with the scale's rounded reciprocal, as XLA computes it.
+/// The scale is converted to the array's dtype. The division is one only where scale and array have the same shape;
+/// otherwise it is a product with the scale's reciprocal (which amounts to a division in bf16), as XLA computes it. A
+/// scale beyond 2^126 has a subnormal reciprocal, which XLA flushes: everything becomes 0.
 ///
 /// # Errors
 /// When the dtype cannot be quantized, or scale and zero point do not divide the array's shape.
@@ -69,7 +70,7 @@ fn reals<R: Real>(array: &Array) -> Vec<R> {
     array.to_f64_vec().into_iter().map(R::from_f64).collect()
 }
 
-/// 1 / scale in `T`, subnormal f32 and f64 results flushed to 0 as XLA's CPU backend does.
+/// 1 / scale, subnormal f32 and f64 results flushed to 0 as XLA's CPU backend does.
 fn reciprocals<T: Wide>(scale: &[T::Real]) -> Vec<T::Real> {
     let one = T::Real::from_f64(1.0);
     let smallest = T::Real::from_f64(if size_of::<T::Real>() == 4 {
@@ -85,7 +86,7 @@ fn reciprocals<T: Wide>(scale: &[T::Real]) -> Vec<T::Real> {
             if r < smallest && r > zero - smallest { zero } else { r }
         })
         .collect();
-    T::round(&mut reciprocals);
+    T::round_reciprocals(&mut reciprocals);
     reciprocals
 }
 
@@ -100,7 +101,7 @@ fn encode<T: Wide>(
     let source = Scaled::<T> {
         values: &array.values::<T>()?,
         runs: runs(shape, scale.shape())?,
-        divide: T::DIVIDES || scale.shape() == shape,
+        divide: scale.shape() == shape,
         scale: reals(scale),
         zero_point: zero_point.map(|z| reals(&z.convert(array.dtype()))),
     };
@@ -132,7 +133,7 @@ fn encode<T: Wide>(
         Codec::Codebook(codebook) => {
             codes.reserve(array.len());
             let steps = T::Real::steps(codebook);
-            source.for_each_chunk(|values| encode_codebook(values, &steps, &mut codes));
+            source.for_each_chunk(|values| encode_codebook(values, codebook, &steps, &mut codes));
         }
     }
     Ok(if qtype.storage.is_packed() {
