@@ -347,6 +347,11 @@ impl ComputationBuilder {
         self.add(Op::Dequantize, &[x])
     }
 
+    /// The nodes so far, to be renamed or annotated.
+    pub(crate) fn nodes_mut(&mut self) -> &mut Vec<Node> {
+        &mut self.computation.nodes
+    }
+
     /// The computation, with this node as its result.
     ///
     /// # Errors

@@ -47,31 +47,7 @@ impl QArrayType {
     /// # Errors
     /// When the granularity is not one entry an axis, or a tile does not divide its axis.
     pub fn scale_shape(&self) -> Result<Vec<usize>, QuantError> {
-        let shape = &self.array.shape;
-        if self.how.granularity.len() != shape.len() {
-            let found = self.how.granularity.len();
-            return Err(QuantError::Invalid(format!("{found} granularities for an array {}", self.array)));
-        }
-        // A fixed range is one for the whole array, whatever the axes say.
-        if matches!(self.how.calibration, Calibration::Fixed { .. }) {
-            return Ok(vec![1; shape.len()]);
-        }
-        let scales = |(axis, &size): (usize, &usize)| {
-            let tile = match self.how.granularity[axis] {
-                Granularity::Shared => return Ok(1),
-                Granularity::Channelwise => return Ok(size),
-                Granularity::Tiled(tile) => tile,
-            };
-            let elements = match tile {
-                Tile::Size(n) => n,
-                Tile::Fraction(f) => (size as f64 * f).round_ties_even() as usize,
-            };
-            if elements == 0 || size % elements != 0 {
-                return Err(QuantError::Tile { axis, shape: shape.clone(), tile: tile.to_string() });
-            }
-            Ok(size / elements)
-        };
-        shape.iter().enumerate().map(scales).collect()
+        self.how.scale_shape(&self.array.shape)
     }
 
     /// Whether there is a zero point.

@@ -2,7 +2,9 @@
 
 mod dce;
 pub(crate) mod inline;
+mod lower_quant;
 mod retype;
 
 pub use dce::eliminate_dead_code;
 pub use inline::inline_calls;
+pub use lower_quant::lower_quant;
