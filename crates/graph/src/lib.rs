@@ -19,6 +19,7 @@ mod path;
 mod proto;
 mod scope;
 mod sharding;
+pub mod text;
 mod ty;
 mod verify;
 

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use qwix_array::DType;
-use qwix_quant::{Calibration, Granularity, HowToQuantize, QuantError, Tile};
+use qwix_quant::{Granularity, HowToQuantize, QuantError, Tile};
 
 /// An array's dtype and shape.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -102,15 +102,7 @@ impl fmt::Display for QArrayType {
             }
         }
         f.write_str("}")?;
-        match self.how.calibration {
-            Calibration::AbsMax { scale: None } => f.write_str(" absmax")?,
-            Calibration::AbsMax { scale: Some(s) } => write!(f, " absmax,{s:?}")?,
-            Calibration::MinMax { scale: None } => f.write_str(" minmax")?,
-            Calibration::MinMax { scale: Some(s) } => write!(f, " minmax,{s:?}")?,
-            Calibration::Rms { scale } => write!(f, " rms,{scale:?}")?,
-            Calibration::Fixed { min, max } => write!(f, " fixed,{min:?},{max:?}")?,
-        }
-        f.write_str("]")
+        write!(f, " {}]", self.how.calibration)
     }
 }
 

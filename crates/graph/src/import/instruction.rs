@@ -210,7 +210,7 @@ pub(super) fn op_of(
 }
 
 /// Ops that pass values on without looking at them, and those that are looked at by name.
-fn carries_any_type(opcode: &str) -> bool {
+pub(crate) fn carries_any_type(opcode: &str) -> bool {
     matches!(
         opcode,
         "parameter"
@@ -225,7 +225,7 @@ fn carries_any_type(opcode: &str) -> bool {
 }
 
 /// Custom calls that say something to a partitioner or a memory planner and leave the value alone.
-fn is_annotation(target: &str) -> bool {
+pub(crate) fn is_annotation(target: &str) -> bool {
     matches!(
         target,
         "Sharding"

@@ -23,8 +23,9 @@ pub use error::ImportError;
 use error::{at, quoted};
 use module::{Module, RawComputation, module_bytes};
 
-pub(crate) use parameters::role_of;
-pub(crate) use shape::{TOKEN, TUPLE, primitive_of};
+pub(crate) use instruction::{carries_any_type, is_annotation};
+pub(crate) use parameters::{role_of, signature};
+pub(crate) use shape::{TOKEN, TUPLE, opaque_part, primitive_of};
 
 use crate::passes::inline::{self, MAX_CALL_DEPTH};
 use crate::proto::InstructionHead;
@@ -43,7 +44,7 @@ impl Graph {
         let module = Module::read(module_bytes(bytes)?)?;
         let entry = Builder::new(&module).build_entry()?;
         let entry = inline::inline_entry(&entry)?;
-        let parameters = parameters::signature(&entry);
+        let parameters = signature(&entry);
         let graph = Graph { name: inline::plain_name(module.name), entry: Arc::new(entry), parameters };
         graph.verify()?;
         Ok(graph)

@@ -12,7 +12,7 @@ const VARIABLE_ARGUMENTS: [&str; 4] = ["params", "variables", "state", "weights"
 const PARAMS: &str = "params";
 
 /// The entry's parameters by number, with paths that are unique among variables and among inputs.
-pub(super) fn signature(entry: &Computation) -> Vec<Parameter> {
+pub(crate) fn signature(entry: &Computation) -> Vec<Parameter> {
     let nodes: Vec<&Node> = entry.parameters().into_iter().map(|id| entry.node(id)).collect();
     let mut parameters: Vec<Parameter> = nodes.iter().map(|node| parameter(node)).collect();
     let mut taken = HashSet::new();

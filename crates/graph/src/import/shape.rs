@@ -99,7 +99,7 @@ fn opaque_name(element_type: i32, dims: &[usize]) -> String {
 }
 
 /// The first type without a meaning in a type.
-pub(super) fn opaque_part(ty: &Type) -> Option<&str> {
+pub(crate) fn opaque_part(ty: &Type) -> Option<&str> {
     match ty {
         Type::Opaque(text) => Some(text),
         Type::Tuple(elements) => elements.iter().find_map(opaque_part),

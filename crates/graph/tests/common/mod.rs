@@ -35,6 +35,7 @@ pub fn models() -> Vec<(String, Vec<u8>)> {
 }
 
 /// All nodes, those of called computations included.
+#[allow(dead_code)] // Not every test asks.
 pub fn visit<'g>(computation: &'g Computation, each: &mut impl FnMut(&'g Node)) {
     for node in &computation.nodes {
         each(node);

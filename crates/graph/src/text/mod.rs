@@ -1,0 +1,23 @@
+//! Graphs as HLO text.
+//!
+//! [`Graph::to_text`] writes what XLA would print of the module, with these additions, which [`Graph::from_text`] reads
+//! back, so that a graph survives the way through text whole:
+//! - The module's line ends with `frontend_attributes={qwix="1"}`: calls are left as they are, and the signature is in
+//!   the parameters' `frontend_attributes`: `path`, `role` (`variable` or `input`), `ambiguous`, `key` (argument and
+//!   keys between `/`), and of a quantized parameter `source`, `source_type` and `prep`.
+//! - A quantized type is `q[int8 f32[8,16] {channelwise,_} absmax]`: the qtype, the array that it stands for, for each
+//!   axis `_` (shared), `channelwise`, `tile 32` or `tile 0.25x` (a fraction of the axis), and the calibration method as
+//!   rules write it. The ops are `quantize` and `dequantize`; how `quantize` works is what its type says.
+//! - Comments: `/*id=7*/` after an instruction is its id in the module that it came from; `/*name="x"*/` after a
+//!   computation's brace its name, when another computation has the same.
+//! - `unsupported="reason"` marks an instruction that was read but not understood.
+//! - A name that HLO text cannot have stands in quotes.
+
+mod attributes;
+mod constant;
+mod instruction;
+mod parse;
+mod print;
+mod scan;
+
+pub use print::TextOptions;
