@@ -247,6 +247,23 @@ fn promote_ints(a: DType, b: DType) -> DType {
     }
 }
 
+/// The dtype of a dot of two arrays, XLA's rule: the larger exponent range, then the longer mantissa, then more bits;
+/// any float before any integer, and signed before unsigned.
+pub fn higher_precision(a: DType, b: DType) -> DType {
+    let rank = |dtype: DType| match dtype {
+        DType::F64 => (7, 0, true),
+        DType::F32 => (6, 0, true),
+        DType::BF16 => (5, 0, true),
+        DType::F16 => (4, 0, true),
+        DType::F8E5M2 => (3, 0, true),
+        DType::F8E4M3FN => (2, 0, true),
+        DType::F4E2M1FN => (1, 0, true),
+        DType::Pred => (0, 1, true),
+        _ => (0, dtype.bits(), dtype.is_signed_int()),
+    };
+    if rank(a) >= rank(b) { a } else { b }
+}
+
 /// Decides how a dot is computed.
 ///
 /// # Errors
@@ -262,7 +279,7 @@ pub fn dot_plan(
         check_scale(side)?;
     }
     if !multiplies_stored(lhs, &dims.lhs_contracting) || !multiplies_stored(rhs, &dims.rhs_contracting) {
-        let result = preferred.unwrap_or_else(|| promote(lhs.dtype, rhs.dtype));
+        let result = preferred.unwrap_or_else(|| higher_precision(lhs.dtype, rhs.dtype));
         return Ok(DotPlan::Dequantize { result, shape });
     }
     let zero_point = |side: &OperandInfo| side.quantized.as_ref().is_some_and(|q| q.has_zero_point);
@@ -360,9 +377,19 @@ pub fn conv_plan(
     for side in [lhs, rhs] {
         check_scale(side)?;
     }
-    if !multiplies_stored(lhs, &[]) || !multiplies_stored(rhs, &[]) {
-        let result = preferred.unwrap_or_else(|| promote(lhs.dtype, rhs.dtype));
+    // Where the batch is split into groups, its scales would have to be split among the features. Qwix does not.
+    let scales_cross_groups = dims.batch_group_count > 1
+        && lhs.quantized.as_ref().is_some_and(|q| q.scale_shape[dims.input_batch] > 1);
+    if scales_cross_groups || !multiplies_stored(lhs, &[]) || !multiplies_stored(rhs, &[]) {
+        let result = preferred.unwrap_or_else(|| higher_precision(lhs.dtype, rhs.dtype));
         return Ok(ConvPlan::Dequantize { result, shape });
+    }
+    if lhs.value_dtype() != rhs.value_dtype() {
+        return Err(QuantError::Invalid(format!(
+            "convolution: the input is stored as {} and the kernel as {}; both must be quantized to one type",
+            lhs.value_dtype(),
+            rhs.value_dtype()
+        )));
     }
     for (name, side) in [("input", lhs), ("kernel", rhs)] {
         if let Some(axis) = (0..side.shape.len()).find(|&a| tile(side, a).is_some()) {
