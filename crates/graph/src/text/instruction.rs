@@ -159,6 +159,7 @@ pub(super) fn op_of(
             }
         },
         "dequantize" => Op::Dequantize,
+        "constant" => return unsupported("only arrays can be constants".into()),
         _ => return unsupported("the op is not known".into()),
     };
     Ok((op, height))

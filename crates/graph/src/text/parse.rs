@@ -14,7 +14,7 @@ use crate::import::signature;
 use crate::passes::inline::{MAX_CALL_DEPTH, inline_entry};
 use crate::{
     ArrayType, Computation, Graph, GraphError, KeyPath, Metadata, Node, NodeId, Op, Parameter, Path, Prep,
-    QArrayType, Role, SliceDim, Slot, Type, Unsupported,
+    QArrayType, Role, SliceDim, Slot, Type,
 };
 
 /// Tuples in tuples.
@@ -212,10 +212,6 @@ fn instruction(
                 s.value()?;
                 s.eat(',');
             }
-            literal = Some(Op::Unsupported(Unsupported {
-                opcode: opcode.to_owned(),
-                reason: "only arrays can be constants".into(),
-            }));
         }
         _ => {
             while s.peek() != Some(')') {
