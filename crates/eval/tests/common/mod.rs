@@ -1,5 +1,8 @@
 //! Reads goldens, and says how far apart arrays are.
 
+// Every test uses a part of this.
+#![allow(dead_code)]
+
 use std::path::{Path, PathBuf};
 
 use qwix_array::{Array, DType};
@@ -20,7 +23,6 @@ impl Tensors {
     }
 
     /// The names of all tensors.
-    #[allow(dead_code)] // Not every test asks.
     pub fn keys(&self) -> Vec<String> {
         self.view().names().into_iter().map(str::to_owned).collect()
     }
