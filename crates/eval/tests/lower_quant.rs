@@ -37,7 +37,7 @@ impl Random {
         let mut values: Vec<f64> = (0..count).map(|_| self.number()).collect();
         // A row of zeros has no range.
         let row = shape.last().copied().unwrap_or(1);
-        if count > row && self.next() % 4 == 0 {
+        if count > row && self.next().is_multiple_of(4) {
             values[..row].fill(0.0);
         }
         Array::from_f64(dtype, shape, &values).unwrap()
@@ -77,8 +77,9 @@ fn has_quantized(computation: &Computation) -> bool {
     })
 }
 
-/// What is different between a graph and its lowered form, `None` when nothing is.
-fn difference(graph: &Graph, params: &Params, inputs: &[Array]) -> Option<String> {
+/// What is different between a graph and its lowered form, `None` when nothing is. `tolerance` is relative
+/// to the largest number, 0 for none.
+fn difference(graph: &Graph, params: &Params, inputs: &[Array], tolerance: f64) -> Option<String> {
     let lowered = match lower_quant(graph) {
         Ok(lowered) => lowered,
         Err(error) => return Some(format!("cannot be lowered: {error}")),
@@ -87,15 +88,16 @@ fn difference(graph: &Graph, params: &Params, inputs: &[Array]) -> Option<String
         return Some("something quantized is left".into());
     }
     match (run(graph, params.clone(), inputs), run(&lowered, parts(params), inputs)) {
-        (Ok(expected), Ok(found)) => {
-            let differs = |(e, f): &(&Array, &Array)| e != f;
-            expected.iter().zip(&found).find(differs).map(|(e, f)| {
-                let (e, f) = (e.to_f64_vec(), f.to_f64_vec());
-                let at: Vec<usize> = (0..e.len()).filter(|&i| e[i].to_bits() != f[i].to_bits()).collect();
-                let i = at.first().copied().unwrap_or(0);
-                format!("{} of {} differ, at {i}: {:e}, lowered {:e}", at.len(), e.len(), e[i], f[i])
-            })
-        }
+        (Ok(expected), Ok(found)) => expected.iter().zip(&found).find_map(|(e, f)| {
+            if e == f {
+                return None;
+            }
+            let (e, f) = (e.to_f64_vec(), f.to_f64_vec());
+            let close = |i: &usize| (e[*i] - f[*i]).abs() <= tolerance * e[*i].abs() && tolerance > 0.0;
+            let at: Vec<usize> = (0..e.len()).filter(|i| !close(i)).collect();
+            let &i = at.iter().find(|&&i| e[i].to_bits() != f[i].to_bits())?;
+            Some(format!("{} of {} differ, at {i}: {:e}, lowered {:e}", at.len(), e.len(), e[i], f[i]))
+        }),
         (Err(error), _) => Some(format!("cannot run: {error}")),
         (_, Err(error)) => Some(format!("cannot run lowered: {error}")),
     }
@@ -133,6 +135,11 @@ fn granularities(rank: usize) -> Vec<Vec<Granularity>> {
     list
 }
 
+/// A mean is summed in another order: its scale may differ by a unit in the last place.
+fn mean_tolerance(dtype: DType) -> f64 {
+    if dtype == DType::F64 { 1e-15 } else { 4e-6 }
+}
+
 const FLOATS: [DType; 4] = [DType::F32, DType::BF16, DType::F16, DType::F64];
 
 #[test]
@@ -155,7 +162,13 @@ fn every_way_to_quantize() {
                         let y = b.dequantize(q).unwrap();
                         let graph = b.finish(y).unwrap();
                         let x = random.array(dtype, shape);
-                        if let Some(what) = difference(&graph, &Params::new(), &[x]) {
+                        let tolerance = match calibration {
+                            Calibration::Rms { .. } => mean_tolerance(dtype),
+                            // One fused instruction of XLA's, for which f64 has no wider type.
+                            Calibration::MinMax { scale: Some(_) } if dtype == DType::F64 => 1e-15,
+                            _ => 0.0,
+                        };
+                        if let Some(what) = difference(&graph, &Params::new(), &[x], tolerance) {
                             let Type::QArray(ty) = &graph.entry.nodes[1].ty else { unreachable!() };
                             failures.push(format!("{ty}: {what}"));
                         }
@@ -221,7 +234,7 @@ fn dots() {
             ("int16", "absmax"),
             ("nf4", "absmax"),
             ("float8_e4m3fn", "absmax"),
-            ("float8_e5m2", "rms,4"),
+            ("float8_e5m2", "absmax,0.8"),
             ("float4_e2m1fn", "fixed,3"),
             ("mxfp8", "absmax"),
             ("nvfp4", "absmax"),
@@ -263,12 +276,23 @@ fn dots() {
             let (mut params, mut inputs) = (Params::new(), Vec::new());
             let mut b = GraphBuilder::new("dot");
             let l = side(&mut b, "x", &x, lhs.as_ref(), false, &mut params, &mut inputs);
-            let r = side(&mut b, "w", &w, rhs.as_ref(), random.next() % 2 == 0, &mut params, &mut inputs);
-            let result = if random.next() % 2 == 0 { ld } else { rd };
+            let r = side(
+                &mut b,
+                "w",
+                &w,
+                rhs.as_ref(),
+                random.next().is_multiple_of(2),
+                &mut params,
+                &mut inputs,
+            );
+            let result = if random.next().is_multiple_of(2) { ld } else { rd };
             let y = b.dot(l, r, &dims, result).unwrap();
             let graph = b.finish(y).unwrap();
             cases += 1;
-            if let Some(what) = difference(&graph, &params, &inputs) {
+            // Where a 16-bit integer meets a float in a bf16 product, lowering rounds it to bf16 first.
+            let is_mixed = both(&|h| h.qtype.storage == DType::S16) == 1 && ld == DType::BF16;
+            let tolerance = if is_mixed { 0.02 } else { 0.0 };
+            if let Some(what) = difference(&graph, &params, &inputs, tolerance) {
                 let ty = |h: &Option<HowToQuantize>| {
                     h.as_ref().map_or("plain".to_owned(), |h| {
                         format!("{} {:?} {}", h.qtype, h.granularity, h.calibration)
@@ -329,7 +353,9 @@ fn convolutions() {
                 let y = b.convolution(x, w, &dims, dtype).unwrap();
                 let graph = b.finish(y).unwrap();
                 cases += 1;
-                if let Some(what) = difference(&graph, &params, &inputs) {
+                let has_mean = lhs.is_some_and(|(_, c)| c.starts_with("rms"));
+                let tolerance = if has_mean { mean_tolerance(dtype) } else { 0.0 };
+                if let Some(what) = difference(&graph, &params, &inputs, tolerance) {
                     failures.push(format!("{dtype} {lhs:?} x {rhs:?}, {groups} groups: {what}"));
                 }
             }
@@ -372,7 +398,7 @@ fn static_ranges() {
                 let y = b.dequantize(q).unwrap();
                 let graph = b.finish(y).unwrap();
                 cases += 1;
-                if let Some(what) = difference(&graph, &Params::new(), &inputs) {
+                if let Some(what) = difference(&graph, &Params::new(), &inputs, 0.0) {
                     failures.push(format!("{qtype} {dtype} {calibration} {granularity:?}: {what}"));
                 }
             }
@@ -406,7 +432,7 @@ fn quantized_values_through_control_flow() {
         let params = Params::from([(Path::new("layers/kernel"), Value::QArray(q))]);
         let x = random.array(DType::F32, &[2, 8]);
         cases += 1;
-        if let Some(what) = difference(&graph, &params, &[x]) {
+        if let Some(what) = difference(&graph, &params, &[x], 0.0) {
             failures.push(format!("{qtype} {calibration}: {what}"));
         }
     }
@@ -432,15 +458,15 @@ fn scan(slot: Slot) -> Graph {
     let mut c = ComputationBuilder::new("body");
     let s = c.parameter("s", ty).unwrap();
     let i = c.get_tuple_element(s, 0).unwrap();
-    let x = c.get_tuple_element(s, 1).unwrap();
-    let w = c.get_tuple_element(s, 2).unwrap();
+    let activation = c.get_tuple_element(s, 1).unwrap();
+    let stack = c.get_tuple_element(s, 2).unwrap();
     let zero = c.scalar(0i32).unwrap();
-    let layer = c.add(Op::DynamicSlice { sizes: vec![1, 8, 8] }, &[w, i, zero, zero]).unwrap();
+    let layer = c.add(Op::DynamicSlice { sizes: vec![1, 8, 8] }, &[stack, i, zero, zero]).unwrap();
     let layer = c.reshape(layer, &[8, 8]).unwrap();
-    let y = c.dot(x, layer, &dims, DType::F32).unwrap();
+    let y = c.dot(activation, layer, &dims, DType::F32).unwrap();
     let one = c.scalar(1i32).unwrap();
     let next = c.binary(BinaryOp::Add, i, one).unwrap();
-    let root = c.tuple(&[next, y, w]).unwrap();
+    let root = c.tuple(&[next, y, stack]).unwrap();
     let body = Arc::new(c.finish(root).unwrap());
     let state = b.add(Op::While { condition, body }, &[state]).unwrap();
     let y = b.get_tuple_element(state, 1).unwrap();
