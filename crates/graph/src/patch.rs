@@ -278,7 +278,8 @@ impl Graph {
                 .map(|(number, p)| Parameter { path: Path::new(&number.to_string()), ..p.clone() })
                 .collect(),
         };
-        let mut graph = eliminate_dead_code(&numbered.retype()?);
+        // What the edits leave without a use need not take the new types.
+        let mut graph = eliminate_dead_code(&numbered).retype()?;
         let mut taken: HashSet<(Role, Path)> = HashSet::new();
         for parameter in &mut graph.parameters {
             let number: usize = parameter.path.as_str().parse().unwrap_or(usize::MAX);
