@@ -36,9 +36,9 @@ pub enum Outcome {
     /// It is quantized.
     Quantized {
         /// The left side.
-        lhs: SideVerdict,
+        lhs: Box<SideVerdict>,
         /// The right side.
-        rhs: SideVerdict,
+        rhs: Box<SideVerdict>,
         /// `multiply stored values, then scale` or `dequantize first`.
         strategy: &'static str,
     },
@@ -174,8 +174,8 @@ impl Outcome {
 
     pub(crate) fn of(graph: &Graph, site: &Site, choice: &Choice) -> Self {
         Outcome::Quantized {
-            lhs: SideVerdict::of(graph, &site.lhs, &choice.lhs),
-            rhs: SideVerdict::of(graph, &site.rhs, &choice.rhs),
+            lhs: Box::new(SideVerdict::of(graph, &site.lhs, &choice.lhs)),
+            rhs: Box::new(SideVerdict::of(graph, &site.rhs, &choice.rhs)),
             strategy: match multiplies_stored(site, choice) {
                 Ok(true) => "multiply stored values, then scale",
                 Ok(false) | Err(_) => "dequantize first",
@@ -195,16 +195,16 @@ impl SideVerdict {
         });
         SideVerdict {
             role: if as_weight.is_some() { "weight" } else { "activation" },
-            path: as_weight
-                .and_then(|w| graph.parameters.get(w.parameter))
-                .map(|p| Path::to_string(&p.path)),
+            path: as_weight.and_then(|w| graph.parameters.get(w.parameter)).map(|p| Path::to_string(&p.path)),
             ty: operand.ty.to_string(),
             qtype: side.as_ref().map(|s| s.how.qtype.name),
             calibration: side.as_ref().map(|s| s.how.calibration.to_string()),
             axes: axes.collect(),
             storage: as_weight.filter(|_| side.is_some()).map(|w| match &w.storage {
                 Storage::Folded { prep } if prep.is_empty() => "quantized parameter".to_owned(),
-                Storage::Folded { .. } => "quantized parameter in the shape that the op computes with".to_owned(),
+                Storage::Folded { .. } => {
+                    "quantized parameter in the shape that the op computes with".to_owned()
+                }
                 Storage::InPlace { .. } => "quantized parameter, stacked".to_owned(),
                 Storage::EachRun { reason } => format!("float, quantized on each run: {reason}"),
             }),
@@ -237,4 +237,3 @@ impl fmt::Display for Verdict {
         }
     }
 }
-

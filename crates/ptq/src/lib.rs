@@ -10,6 +10,7 @@ mod quantize_model;
 mod quantize_params;
 mod rewrite;
 mod rule;
+mod share;
 mod site;
 mod stats;
 

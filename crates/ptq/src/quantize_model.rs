@@ -7,6 +7,7 @@ use qwix_graph::{Graph, Patch, Path};
 
 use crate::explain::{Outcome, Verdict};
 use crate::providers::{Choice, Decision, Provider};
+use crate::share::share_quantized;
 use crate::{PtqError, QuantizationRule, Rules, Site, Storage, Template, Warning, find_sites};
 
 /// A quantized graph, and why it is as it is.
@@ -61,7 +62,11 @@ pub fn quantize_model(graph: &Graph, provider: &dyn Provider) -> Result<PtqModel
 
 /// [`quantize_model`]; with `go_on`, a site that fails stays as it is, its verdict says why, and the number of such
 /// sites is returned.
-pub(crate) fn plan(graph: &Graph, provider: &dyn Provider, go_on: bool) -> Result<(PtqModel, usize), PtqError> {
+pub(crate) fn plan(
+    graph: &Graph,
+    provider: &dyn Provider,
+    go_on: bool,
+) -> Result<(PtqModel, usize), PtqError> {
     let mut sites = find_sites(graph);
     let rules = provider.rules();
     let mut warnings = rules.warnings().to_vec();
@@ -79,7 +84,9 @@ pub(crate) fn plan(graph: &Graph, provider: &dyn Provider, go_on: bool) -> Resul
                     Ok(Decision::Leave(reason)) => (Outcome::Left { reason }, None),
                     Ok(Decision::Quantize { choice, warnings: said }) => {
                         let about = format!("site `{}` {}", site.module_path, site.op_id);
-                        warnings.extend(said.into_iter().map(|message| Warning { about: about.clone(), message }));
+                        warnings.extend(
+                            said.into_iter().map(|message| Warning { about: about.clone(), message }),
+                        );
                         // Written when it is known where weights are stored.
                         (Outcome::Left { reason: String::new() }, Some(choice))
                     }
@@ -95,10 +102,21 @@ pub(crate) fn plan(graph: &Graph, provider: &dyn Provider, go_on: bool) -> Resul
         decided.choices.push(choice);
     }
 
+    for (site, choice) in sites.iter_mut().zip(&decided.choices) {
+        let Some(choice) = choice else { continue };
+        for (operand, side) in [(&mut site.lhs, &choice.lhs), (&mut site.rhs, &choice.rhs)] {
+            if let (Some(weight), Some(side)) = (&mut operand.weight, side)
+                && !weight.can_keep(&side.how)
+            {
+                weight.fall_back("part of it is taken along an axis that shares scales");
+            }
+        }
+    }
     let mut patches = rewrite(graph, provider, &sites, &decided)?;
     settle_in_place(graph, provider, &mut sites, &decided, &mut patches)?;
     let edits: Vec<Patch> = patches.into_iter().flatten().collect();
     let quantized = graph.apply(&edits).map_err(|e| PtqError::Graph { reason: e.to_string() })?;
+    let quantized = share_quantized(&quantized);
 
     let verdicts = sites
         .iter()
@@ -148,7 +166,8 @@ fn rewrite_one(
     decided: &Decided,
     number: usize,
 ) -> Result<Option<Patch>, PtqError> {
-    let (site, Some(choice), Some(rule)) = (&sites[number], &decided.choices[number], decided.rules[number]) else {
+    let (site, Some(choice), Some(rule)) = (&sites[number], &decided.choices[number], decided.rules[number])
+    else {
         return Ok(None);
     };
     let fail = |reason: String| PtqError::Site {
@@ -163,7 +182,9 @@ fn rewrite_one(
 /// The path of a weight whose own is taken: `embed/embedding@dot_general0`, with the module where it is not the weight's.
 fn reserved_path(graph: &Graph, site: &Site) -> Path {
     let weight = site.rhs.weight.as_ref().or(site.lhs.weight.as_ref());
-    let Some(parameter) = weight.and_then(|w| graph.parameters.get(w.parameter)) else { return Path::default() };
+    let Some(parameter) = weight.and_then(|w| graph.parameters.get(w.parameter)) else {
+        return Path::default();
+    };
     let path = &parameter.path;
     if path.parent() == site.module_path {
         Path::new(&format!("{path}@{}", site.op_id))
@@ -190,7 +211,9 @@ fn settle_in_place(
             let Some(weight) = &operand.weight else { continue };
             let stored = side.and_then(Option::as_ref).is_some_and(|s| s.weight);
             match &weight.storage {
-                Storage::InPlace { .. } if stored => in_place.entry(weight.parameter).or_default().push(number),
+                Storage::InPlace { .. } if stored => {
+                    in_place.entry(weight.parameter).or_default().push(number)
+                }
                 Storage::Folded { .. } if stored => {}
                 Storage::InPlace { .. } | Storage::Folded { .. } | Storage::EachRun { .. } => {
                     read.insert(weight.parameter);
@@ -203,17 +226,17 @@ fn settle_in_place(
             Err("another op uses it unquantized".to_owned())
         } else {
             let together: Vec<Patch> = users.iter().filter_map(|&n| patches[n].clone()).collect();
-            graph.apply(&together).map(drop).map_err(|e| format!("not all its uses can take it quantized: {e}"))
+            graph
+                .apply(&together)
+                .map(drop)
+                .map_err(|e| format!("not all its uses can take it quantized: {e}"))
         };
         let Err(reason) = tried else { continue };
         for number in users {
             let site = &mut sites[number];
             for operand in [&mut site.lhs, &mut site.rhs] {
                 if let Some(weight) = operand.weight.as_mut().filter(|w| w.parameter == parameter) {
-                    weight.storage = match &weight.fallback {
-                        Storage::EachRun { .. } => Storage::EachRun { reason: reason.clone() },
-                        other => other.clone(),
-                    };
+                    weight.fall_back(&reason);
                 }
             }
             patches[number] = rewrite_one(graph, provider, sites, decided, number)?;

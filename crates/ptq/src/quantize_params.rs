@@ -136,7 +136,11 @@ pub fn quantize_params_with(
 ///
 /// # Errors
 /// As [`quantize_params`].
-pub fn quantize_param(template: &Template, path: &Path, array: &Array) -> Result<Vec<(Path, Value)>, PtqError> {
+pub fn quantize_param(
+    template: &Template,
+    path: &Path,
+    array: &Array,
+) -> Result<Vec<(Path, Value)>, PtqError> {
     let Some(made) = template.made_from.get(path) else {
         let hint = nearest(path.as_str(), template.made_from.keys().map(Path::as_str));
         return Err(PtqError::UnknownParam {

@@ -1,6 +1,8 @@
 //! The edit that quantizes the sides of a site.
 
-use qwix_graph::{ArrayType, Graph, NodeId, Op, Parameter, Patch, Path, QArrayType, Role, Slot, Type, UnaryOp};
+use qwix_graph::{
+    ArrayType, Graph, NodeId, Op, Parameter, Patch, Path, QArrayType, Role, Slot, Type, UnaryOp,
+};
 use qwix_quant::{Granularity, HowToQuantize};
 
 use crate::providers::{Choice, Side};
@@ -8,7 +10,12 @@ use crate::{AxisUse, Operand, Product, Site, Storage, Weight};
 
 /// Weights become parameters where they can be stored, other sides are quantized when the model runs; the op takes
 /// what results, and its type stays.
-pub(crate) fn quantize_sides(graph: &Graph, site: &Site, choice: &Choice, reserved: &Path) -> Result<Patch, String> {
+pub(crate) fn quantize_sides(
+    graph: &Graph,
+    site: &Site,
+    choice: &Choice,
+    reserved: &Path,
+) -> Result<Patch, String> {
     let mut patch = Patch::new(graph, &site.at).map_err(|e| e.to_string())?;
     let mut side = |operand: &Operand, side: &Option<Side>| -> Result<NodeId, String> {
         match (side, &operand.weight) {
@@ -66,17 +73,15 @@ fn weight_side(
                 .map(|axis| match *axis {
                     AxisUse::Index => Some(Granularity::Channelwise),
                     AxisUse::Whole(to) => how.granularity.get(to).copied(),
-                    AxisUse::Part(to) => how.granularity.get(to).copied().filter(|g| *g == Granularity::Channelwise),
+                    AxisUse::Part(to) => {
+                        how.granularity.get(to).copied().filter(|g| *g == Granularity::Channelwise)
+                    }
                 })
                 .collect::<Option<Vec<_>>>()
                 .ok_or("part of its weight is taken along an axis that shares scales")?;
             let how = HowToQuantize { granularity, ..how.clone() };
-            let slot = Slot {
-                source: parameter.path.clone(),
-                source_type: source_type.clone(),
-                prep: vec![],
-                how,
-            };
+            let slot =
+                Slot { source: parameter.path.clone(), source_type: source_type.clone(), prep: vec![], how };
             patch.quantize_parameter(graph, weight.parameter, slot).map_err(|e| e.to_string())?;
             unconverted(patch, graph, site, chain, source_type)
         }
@@ -112,8 +117,11 @@ fn unconverted(
         } else {
             let shape = node.ty.as_array().ok_or("a step to its weight is no array")?.shape.clone();
             let declared = Type::array(source_type.dtype, shape);
-            let operands: Vec<NodeId> = std::iter::once(now).chain(node.operands.iter().copied().skip(1)).collect();
-            now = patch.insert_as(site.node, node.op.clone(), &operands, declared).map_err(|e| e.to_string())?;
+            let operands: Vec<NodeId> =
+                std::iter::once(now).chain(node.operands.iter().copied().skip(1)).collect();
+            now = patch
+                .insert_as(site.node, node.op.clone(), &operands, declared)
+                .map_err(|e| e.to_string())?;
         }
     }
     Ok(now)

@@ -76,7 +76,8 @@ fn quantized(case: &Case) -> Result<(PtqModel, Params), String> {
     let graph = common::model(&case.model)?;
     let provider = PtqProvider::new(case.rules.clone()).map_err(|e| e.to_string())?.qwix_compat(qwix_compat);
     let model = quantize_model(&graph, &provider).map_err(|e| e.to_string())?;
-    let params = quantize_params(&common::params(&case.model), &model.abstract_params(), None).map_err(|e| e.to_string())?;
+    let params = quantize_params(&common::params(&case.model), &model.abstract_params(), None)
+        .map_err(|e| e.to_string())?;
     Ok((model, params))
 }
 
@@ -98,10 +99,19 @@ fn check_params(case: &Case, expected: &BTreeMap<String, Array>, params: &Params
                 let unequal = a.iter().zip(&b).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
                 let near = ulps > 0
                     && path.ends_with("/scale")
-                    && a.iter().zip(&b).all(|(a, b)| ((*a as f32).to_bits().abs_diff((*b as f32).to_bits())) <= ulps);
+                    && a.iter()
+                        .zip(&b)
+                        .all(|(a, b)| ((*a as f32).to_bits().abs_diff((*b as f32).to_bits())) <= ulps);
                 if !near && unequal > 0 {
-                    let worst = a.iter().zip(&b).map(|(a, b)| (*a as f32).to_bits().abs_diff((*b as f32).to_bits())).max();
-                    wrong.push(format!("{path}: {unequal} of {} values differ, by up to {worst:?} ulp", a.len()));
+                    let worst = a
+                        .iter()
+                        .zip(&b)
+                        .map(|(a, b)| (*a as f32).to_bits().abs_diff((*b as f32).to_bits()))
+                        .max();
+                    wrong.push(format!(
+                        "{path}: {unequal} of {} values differ, by up to {worst:?} ulp",
+                        a.len()
+                    ));
                 }
             }
         }
@@ -140,7 +150,36 @@ fn run(model: &PtqModel, params: Params, inputs: &[Array]) -> Result<Vec<Array>,
     executable.run(inputs).map_err(|e| e.to_string())
 }
 
-fn check_outputs(case: &Case, expected: &BTreeMap<String, Array>, outputs: &[Array], float: &[Array]) -> Vec<String> {
+/// How far an output may be from Qwix's, relative to its largest value, where the arithmetic is the same.
+fn budget(case: &Case, found: &Array) -> f64 {
+    let notes = case.info["notes"].as_array().into_iter().flatten().filter_map(|n| n.as_str());
+    // In a mixed model Qwix goes on in f32 where the float model, and we, round each step to bf16.
+    let steps = if notes.into_iter().any(|n| n.contains("Qwix returns float32, the float model says")) {
+        3.0
+    } else {
+        1.0
+    };
+    let params = common::params(&case.model);
+    let narrow = |dtype: DType| {
+        let of = |value: &Value| matches!(value, Value::Array(a) if a.dtype() == dtype);
+        found.dtype() == dtype || params.values().any(of)
+    };
+    // A unit in the last place of what is largest, where numbers pass through a narrow type.
+    if narrow(DType::BF16) {
+        steps * 2f64.powi(-7)
+    } else if narrow(DType::F16) {
+        steps * 2f64.powi(-10)
+    } else {
+        1e-5
+    }
+}
+
+fn check_outputs(
+    case: &Case,
+    expected: &BTreeMap<String, Array>,
+    outputs: &[Array],
+    float: &[Array],
+) -> Vec<String> {
     let mut wrong = vec![];
     for (i, found) in outputs.iter().enumerate() {
         let Some(wanted) = expected.get(&format!("out/{i}")) else {
@@ -155,28 +194,26 @@ fn check_outputs(case: &Case, expected: &BTreeMap<String, Array>, outputs: &[Arr
             continue;
         }
         let relative = difference(&a, &b) / largest(&b).max(1e-30);
+        if relative <= budget(case, found) {
+            continue;
+        }
         if case.info["comparison"] == "exact" {
-            // A unit in the last place of what is largest.
-            let budget = match found.dtype() {
-                DType::BF16 => 2f64.powi(-7),
-                DType::F16 => 2f64.powi(-10),
-                _ => 1e-5,
-            };
-            if relative > budget {
-                wrong.push(format!("output {i} differs by {relative:.2e}"));
-            }
+            wrong.push(format!("output {i} differs by {relative:.2e}"));
             continue;
         }
         let (ours, theirs): (Vec<f64>, Vec<f64>) =
             a.iter().zip(&b).zip(&f).map(|((a, b), f)| (a - f, b - f)).unzip();
         let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
         let (n, m) = (dot(&ours, &ours).sqrt(), dot(&theirs, &theirs).sqrt());
-        if relative <= 1e-5 {
-            continue;
-        }
         let cosine = dot(&ours, &theirs) / (n * m).max(1e-30);
-        if cosine < 0.9 || !(0.8..1.25).contains(&(n / m)) {
-            wrong.push(format!("output {i}: cosine {cosine:.3}, norms {n:.3e} and {m:.3e}, differs by {relative:.2e}"));
+        let ratio = (n / m).max(m / n);
+        // No more alike than Qwix is to itself, when what it reads moves by an ulp.
+        let noise = |key: &str, otherwise: f64| case.info[key].as_f64().unwrap_or(otherwise);
+        let (least, most) = (noise("noise_cosine", 0.9).min(0.9), noise("noise_norms", 1.25).max(1.25));
+        if cosine.is_nan() || cosine < least || ratio > most {
+            wrong.push(format!(
+                "output {i}: cosine {cosine:.3} (at least {least}), norms {n:.3e} and {m:.3e}, differs by {relative:.2e}"
+            ));
         }
     }
     wrong
@@ -214,8 +251,12 @@ fn unused_rules_are_qwix() {
         if case.expected.is_none() {
             continue;
         }
-        let wanted: Vec<usize> =
-            case.info["unused_rules"].as_array().into_iter().flatten().map(|i| i.as_u64().unwrap() as usize).collect();
+        let wanted: Vec<usize> = case.info["unused_rules"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|i| i.as_u64().unwrap() as usize)
+            .collect();
         match quantized(&case) {
             Err(e) => failures.push(format!("{}: {e}", case.name)),
             Ok((model, _)) => {
@@ -253,7 +294,10 @@ fn what_qwix_refuses() {
                     let relative = difference(&a, &b) / largest(&b).max(1e-30);
                     // Written so that NaN fails.
                     if relative.is_nan() || relative > 0.08 {
-                        failures.push(format!("{}: output {i} differs from the float one by {relative:.2e}", case.name));
+                        failures.push(format!(
+                            "{}: output {i} differs from the float one by {relative:.2e}",
+                            case.name
+                        ));
                     }
                 }
             }
@@ -274,7 +318,11 @@ fn any_subtree_is_a_part_of_the_whole() {
         let mut modules: Vec<Path> = all.keys().map(Path::parent).collect();
         modules.dedup();
         for module in modules {
-            let part: Params = all.iter().filter(|(p, _)| p.parent() == module).map(|(p, v)| (p.clone(), v.clone())).collect();
+            let part: Params = all
+                .iter()
+                .filter(|(p, _)| p.parent() == module)
+                .map(|(p, v)| (p.clone(), v.clone()))
+                .collect();
             together.extend(quantize_params(&part, &template, None).unwrap());
         }
         assert_eq!(together, whole, "{}", case.name);

@@ -51,7 +51,10 @@ fn every_product_has_a_verdict() {
             let quantized = count(|o| matches!(o, Outcome::Quantized { .. }));
             let failed = count(|o| matches!(o, Outcome::Failed { .. }));
             if (quantized, failed) != (report.quantized, report.failed) {
-                fail(format!("{quantized} and {failed} are counted as {} and {}", report.quantized, report.failed));
+                fail(format!(
+                    "{quantized} and {failed} are counted as {} and {}",
+                    report.quantized, report.failed
+                ));
             }
             if report.bytes_before != bytes_of_variables(&graph) || report.bytes_after > report.bytes_before {
                 fail(format!("{} bytes become {}", report.bytes_before, report.bytes_after));

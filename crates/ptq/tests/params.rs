@@ -6,8 +6,8 @@ use qwix_array::{Array, DType};
 use qwix_eval::{Params, Value};
 use qwix_graph::Path;
 use qwix_ptq::{
-    PtqModel, PtqProvider, QuantizationRule, QuantStats, QuantizeParams, Stats, Sums, quantize_model, quantize_param,
-    quantize_params, quantize_params_with,
+    PtqModel, PtqProvider, QuantStats, QuantizationRule, QuantizeParams, Stats, Sums, quantize_model,
+    quantize_param, quantize_params, quantize_params_with,
 };
 
 fn quantized(model: &str, rule: QuantizationRule) -> PtqModel {
@@ -43,7 +43,10 @@ fn errors_name_the_parameter() {
             with("Dense_0/kernel", floats(&[16, 32], None).convert(DType::BF16)),
             &["`Dense_0/kernel`", "f32[16,32]", "bf16[16,32]"],
         ),
-        (with("Dense_0/kernel", floats(&[16, 32], Some((70, f32::NAN)))), &["`Dense_0/kernel`", "NaN", "[2, 6]"]),
+        (
+            with("Dense_0/kernel", floats(&[16, 32], Some((70, f32::NAN)))),
+            &["`Dense_0/kernel`", "NaN", "[2, 6]"],
+        ),
         (
             with("Dense_0/kernel", floats(&[16, 32], Some((33, f32::NEG_INFINITY)))),
             &["`Dense_0/kernel`", "infinity", "[1, 1]"],
@@ -56,7 +59,12 @@ fn errors_name_the_parameter() {
             Ok(_) => failures.push(format!("{params:?} was taken")),
             Err(e) => {
                 let message = e.to_string();
-                failures.extend(words.iter().filter(|w| !message.contains(*w)).map(|w| format!("no {w:?} in {message:?}")));
+                failures.extend(
+                    words
+                        .iter()
+                        .filter(|w| !message.contains(*w))
+                        .map(|w| format!("no {w:?} in {message:?}")),
+                );
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Reading and checking rules: what is taken, what is refused, and what is warned of.
 
-use qwix_ptq::{PtqProvider, Provider, QuantizationRule, Rules, TileSize};
+use qwix_ptq::{Provider, PtqProvider, QuantizationRule, Rules, TileSize};
 
 #[test]
 fn json_and_toml_say_the_same() {
@@ -27,7 +27,10 @@ fn json_and_toml_say_the_same() {
         module_path = "head"
     "#;
     let wanted = vec![
-        QuantizationRule::new(".*attn.*").op_names(["dot_general", "einsum"]).weight_qtype("int4").tile_size(32),
+        QuantizationRule::new(".*attn.*")
+            .op_names(["dot_general", "einsum"])
+            .weight_qtype("int4")
+            .tile_size(32),
         QuantizationRule::new(".*")
             .weight_qtype("int8")
             .act_qtype("int8")
@@ -72,7 +75,12 @@ fn errors_of_reading_name_the_place() {
             Ok(rules) => failures.push(format!("{text} was taken as {rules:?}")),
             Err(e) => {
                 let message = e.to_string();
-                failures.extend(words.iter().filter(|w| !message.contains(*w)).map(|w| format!("{text}: no {w:?} in {message:?}")));
+                failures.extend(
+                    words
+                        .iter()
+                        .filter(|w| !message.contains(*w))
+                        .map(|w| format!("{text}: no {w:?} in {message:?}")),
+                );
             }
         }
     }
@@ -89,7 +97,12 @@ fn errors_of_reading_name_the_place() {
             Ok(rules) => failures.push(format!("{text} was taken as {rules:?}")),
             Err(e) => {
                 let message = e.to_string();
-                failures.extend(words.iter().filter(|w| !message.contains(*w)).map(|w| format!("{text}: no {w:?} in {message:?}")));
+                failures.extend(
+                    words
+                        .iter()
+                        .filter(|w| !message.contains(*w))
+                        .map(|w| format!("{text}: no {w:?} in {message:?}")),
+                );
             }
         }
     }
@@ -136,7 +149,12 @@ fn nonsense_is_refused() {
             Ok(_) => failures.push(format!("taken: {rule:?}")),
             Err(e) => {
                 let message = e.to_string();
-                failures.extend(words.iter().filter(|w| !message.contains(*w)).map(|w| format!("no {w:?} in {message:?}")));
+                failures.extend(
+                    words
+                        .iter()
+                        .filter(|w| !message.contains(*w))
+                        .map(|w| format!("no {w:?} in {message:?}")),
+                );
             }
         }
     }
@@ -154,7 +172,10 @@ fn what_has_no_effect_is_warned_of() {
         (QuantizationRule::new(".*").weight_qtype("mxfp4"), &[]),
         (QuantizationRule::new(".*").act_qtype("int8"), &["rules[0].act_qtype"]),
         (QuantizationRule::new(".*").tile_size(32), &["rules[0].tile_size"]),
-        (QuantizationRule::new(".*").weight_calibration_method("rms,3"), &["rules[0].weight_calibration_method"]),
+        (
+            QuantizationRule::new(".*").weight_calibration_method("rms,3"),
+            &["rules[0].weight_calibration_method"],
+        ),
         (w8().act_calibration_method("minmax"), &["rules[0].act_calibration_method"]),
         (w8().act_qtype("int8").act_batch_axes([0, 1]), &["rules[0].act_batch_axes"]),
         (w8().op_names(["conv"]), &["rules[0].op_names"]),

@@ -35,13 +35,22 @@ fn sites_are_as_qwix_sees_them() {
             .as_array()
             .unwrap()
             .iter()
-            .map(|s| format!("{} {} {} {}", text(&s["module"]), text(&s["op_id"]), text(&s["lhs"]), text(&s["rhs"])))
+            .map(|s| {
+                format!(
+                    "{} {} {} {}",
+                    text(&s["module"]),
+                    text(&s["op_id"]),
+                    text(&s["lhs"]),
+                    text(&s["rhs"])
+                )
+            })
             .collect();
         count += wanted.len();
         // Where Qwix gives up it has not found every weight.
         let gave_up = meta.get("qwix_refuses").is_some();
         let same = |(found, wanted): (&String, &String)| {
-            found == wanted || (gave_up && wanted.strip_suffix('-').is_some_and(|start| found.starts_with(start)))
+            found == wanted
+                || (gave_up && wanted.strip_suffix('-').is_some_and(|start| found.starts_with(start)))
         };
         if found.len() != wanted.len() || !found.iter().zip(&wanted).all(same) {
             failures.push(format!("{name}:\n  found  {found:#?}\n  wanted {wanted:#?}"));

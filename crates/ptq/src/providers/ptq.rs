@@ -1,7 +1,9 @@
 //! Post-training quantization: weights rounded to nearest, activations with scales of their own batch.
 
 use qwix_graph::QArrayType;
-use qwix_quant::{ConvPlan, DotPlan, Granularity, HowToQuantize, OperandInfo, QuantizedInfo, Tile, conv_plan, dot_plan};
+use qwix_quant::{
+    ConvPlan, DotPlan, Granularity, HowToQuantize, OperandInfo, QuantizedInfo, Tile, conv_plan, dot_plan,
+};
 
 use super::{Choice, Decision, Provider, Side};
 use crate::rule::{CheckedRule, SideRule};
@@ -61,7 +63,10 @@ impl Provider for PtqProvider {
             return Ok(Decision::Leave(format!("rules[{rule}] has no weight_qtype")));
         };
         if !site.result.as_array().is_some_and(|a| a.dtype.is_wide_float()) {
-            return Ok(Decision::Leave(format!("its result is {}, and only floats of 16 bits or more are quantized", site.result)));
+            return Ok(Decision::Leave(format!(
+                "its result is {}, and only floats of 16 bits or more are quantized",
+                site.result
+            )));
         }
         let mut warnings = vec![];
         if let Product::Convolution(_) = site.product {
@@ -78,7 +83,9 @@ impl Provider for PtqProvider {
                 (Some(spec), Some(array)) if array.dtype.is_wide_float() => {
                     let how = how(site, left, spec, checked.tile)?;
                     // Says which axis a tile does not divide.
-                    QArrayType { array: array.clone(), how: how.clone() }.scale_shape().map_err(|e| e.to_string())?;
+                    QArrayType { array: array.clone(), how: how.clone() }
+                        .scale_shape()
+                        .map_err(|e| e.to_string())?;
                     Ok(Some(Side { how, weight: is_weight }))
                 }
                 _ => Ok(None),
@@ -133,7 +140,10 @@ fn how(site: &Site, left: bool, spec: SideRule, tile: Option<Tile>) -> Result<Ho
             let tile = tile.or(spec.qtype.tile.map(Tile::Size));
             let tiled = site.tiled_axis(left).zip(tile);
             if let (None, Some(size)) = (tiled, spec.qtype.tile) {
-                return Err(format!("{} has tiles of {size} along a contracted axis, and nothing is contracted", spec.qtype));
+                return Err(format!(
+                    "{} has tiles of {size} along a contracted axis, and nothing is contracted",
+                    spec.qtype
+                ));
             }
             (0..rank)
                 .map(|axis| match tiled {
@@ -173,8 +183,12 @@ pub(crate) fn multiplies_stored(site: &Site, choice: &Choice) -> Result<bool, St
     };
     let (lhs, rhs) = (info(&site.lhs, &choice.lhs)?, info(&site.rhs, &choice.rhs)?);
     match &site.product {
-        Product::Dot(dims) => dot_plan(&lhs, &rhs, dims, None).map(|plan| matches!(plan, DotPlan::Multiply(_))),
-        Product::Convolution(dims) => conv_plan(&lhs, &rhs, dims, None).map(|plan| matches!(plan, ConvPlan::Multiply(_))),
+        Product::Dot(dims) => {
+            dot_plan(&lhs, &rhs, dims, None).map(|plan| matches!(plan, DotPlan::Multiply(_)))
+        }
+        Product::Convolution(dims) => {
+            conv_plan(&lhs, &rhs, dims, None).map(|plan| matches!(plan, ConvPlan::Multiply(_)))
+        }
     }
     .map_err(|e| e.to_string())
 }

@@ -266,7 +266,9 @@ fn check(index: usize, rule: QuantizationRule, warnings: &mut Vec<Warning>) -> R
         None => Ok(None),
         Some(q) if calibration.is_asymmetric() && q.asymmetric_bounds.is_none() => Err(wrong(
             field,
-            format!("an asymmetric range needs a type with a zero point (int4, int8, int16), and {q} has none"),
+            format!(
+                "an asymmetric range needs a type with a zero point (int4, int8, int16), and {q} has none"
+            ),
         )),
         Some(qtype) => Ok(Some(SideRule { qtype, calibration })),
     };
@@ -291,7 +293,13 @@ fn check(index: usize, rule: QuantizationRule, warnings: &mut Vec<Warning>) -> R
         Some(TileSize::Elements(size)) => {
             let size = usize::try_from(size).ok().filter(|&s| s > 0);
             Some(Tile::Size(size.ok_or_else(|| {
-                wrong("tile_size", format!("{} is not a number of elements; leave it out for no tiles", rule.tile_size.map_or_else(String::new, |t| t.to_string())))
+                wrong(
+                    "tile_size",
+                    format!(
+                        "{} is not a number of elements; leave it out for no tiles",
+                        rule.tile_size.map_or_else(String::new, |t| t.to_string())
+                    ),
+                )
             })?))
         }
         Some(TileSize::Fraction(fraction)) => {

@@ -24,7 +24,8 @@ impl QuantizationRule {
     /// # Errors
     /// Names the rule and the field that cannot be read.
     pub fn from_json(text: &str) -> Result<Vec<Self>, PtqError> {
-        let value: Pairs = serde_json::from_str(text).map_err(|e| PtqError::Rules { reason: e.to_string() })?;
+        let value: Pairs =
+            serde_json::from_str(text).map_err(|e| PtqError::Rules { reason: e.to_string() })?;
         let value = value.check("").map_err(|reason| PtqError::Rules { reason })?;
         list(value)
     }
@@ -37,7 +38,9 @@ impl QuantizationRule {
         let table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
             let message = e.message().to_owned();
             let line = e.span().map(|s| text[..s.start.min(text.len())].matches('\n').count() + 1);
-            PtqError::Rules { reason: line.map_or(message.clone(), |line| format!("{message} at line {line}")) }
+            PtqError::Rules {
+                reason: line.map_or(message.clone(), |line| format!("{message} at line {line}")),
+            }
         })?;
         list(json(toml::Value::Table(table))?)
     }
@@ -65,7 +68,9 @@ fn list(value: Value) -> Result<Vec<QuantizationRule>, PtqError> {
 
 fn one(index: usize, value: Value) -> Result<QuantizationRule, PtqError> {
     let Value::Object(object) = value else {
-        return Err(PtqError::Rules { reason: format!("rules[{index}] should be an object, found {}", kind(&value)) });
+        return Err(PtqError::Rules {
+            reason: format!("rules[{index}] should be an object, found {}", kind(&value)),
+        });
     };
     let mut rule = QuantizationRule::default();
     for (field, value) in object {
@@ -151,9 +156,13 @@ fn json(value: toml::Value) -> Result<Value, PtqError> {
         toml::Value::Boolean(b) => b.into(),
         toml::Value::Float(x) => match serde_json::Number::from_f64(x) {
             Some(n) => Value::Number(n),
-            None => return Err(PtqError::Rules { reason: format!("{x} is not a number that a rule can have") }),
+            None => {
+                return Err(PtqError::Rules { reason: format!("{x} is not a number that a rule can have") });
+            }
         },
-        toml::Value::Datetime(d) => return Err(PtqError::Rules { reason: format!("{d}: a rule has no dates") }),
+        toml::Value::Datetime(d) => {
+            return Err(PtqError::Rules { reason: format!("{d}: a rule has no dates") });
+        }
         toml::Value::Array(items) => Value::Array(items.into_iter().map(json).collect::<Result<_, _>>()?),
         toml::Value::Table(table) => {
             let mut map = Map::new();
@@ -188,7 +197,10 @@ impl Pairs {
                 for (key, value) in pairs {
                     let value = value.check(&format!("{place}.{key}"))?;
                     if map.contains_key(&key) {
-                        return Err(format!("`{key}` stands twice in {}", if place.is_empty() { "the file" } else { place }));
+                        return Err(format!(
+                            "`{key}` stands twice in {}",
+                            if place.is_empty() { "the file" } else { place }
+                        ));
                     }
                     map.insert(key, value);
                 }

@@ -34,9 +34,9 @@ impl FullMatch {
     /// # Errors
     /// When the pattern backtracks without end on this text.
     pub fn is_match(&self, text: &str) -> Result<bool, String> {
-        self.0
-            .is_match(text)
-            .map_err(|_| "it backtracks too long on this text; nested repetitions such as `(a+)+` do that".to_owned())
+        self.0.is_match(text).map_err(|_| {
+            "it backtracks too long on this text; nested repetitions such as `(a+)+` do that".to_owned()
+        })
     }
 }
 
@@ -60,8 +60,14 @@ fn translate(pattern: &str) -> Result<Translated, String> {
     let (flags, rest) = leading_flags(pattern)?;
     let verbose = flags.contains('x');
     let kept: String = flags.chars().filter(|c| "ims".contains(*c)).collect();
-    let mut walk =
-        Walk { chars: rest.char_indices().peekable(), pattern: rest, verbose, out: String::new(), depth: 0, repeated: 0 };
+    let mut walk = Walk {
+        chars: rest.char_indices().peekable(),
+        pattern: rest,
+        verbose,
+        out: String::new(),
+        depth: 0,
+        repeated: 0,
+    };
     while let Some((_, c)) = walk.chars.next() {
         walk.one(c)?;
     }
@@ -271,7 +277,9 @@ impl Walk<'_> {
                     walk.skip(digits);
                     Ok(())
                 }
-                None => Err(format!(r"`\{c}{text}` is not a character: {digits} hexadecimal digits are needed")),
+                None => {
+                    Err(format!(r"`\{c}{text}` is not a character: {digits} hexadecimal digits are needed"))
+                }
             }
         };
         match c {
@@ -327,7 +335,11 @@ impl Walk<'_> {
                 '\\' => self.escape(true)?,
                 '-' => {
                     // A hyphen at either end is itself.
-                    if first || self.peek() == Some(']') { self.out.push_str(r"\-") } else { self.out.push('-') }
+                    if first || self.peek() == Some(']') {
+                        self.out.push_str(r"\-")
+                    } else {
+                        self.out.push('-')
+                    }
                 }
                 '[' | ']' | '&' | '~' | '^' | '#' => {
                     self.out.push('\\');
@@ -408,8 +420,27 @@ mod tests {
     fn refuses_what_python_refuses() {
         let mut failures = vec![];
         for pattern in [
-            "(", ")", "a)(b", "[a", "*a", r"\", r"\p{L}", r"\K", r"\h", r"\z", r"\x4", "(?<n>a)", "(?P<1>a)",
-            "(?P=nope)", "a(?i)b", "(?L)a", "(?U)a", r"\N{DIGIT ONE}", "(?&a)", "(*FAIL)", "a**",
+            "(",
+            ")",
+            "a)(b",
+            "[a",
+            "*a",
+            r"\",
+            r"\p{L}",
+            r"\K",
+            r"\h",
+            r"\z",
+            r"\x4",
+            "(?<n>a)",
+            "(?P<1>a)",
+            "(?P=nope)",
+            "a(?i)b",
+            "(?L)a",
+            "(?U)a",
+            r"\N{DIGIT ONE}",
+            "(?&a)",
+            "(*FAIL)",
+            "a**",
         ] {
             if let Ok(compiled) = FullMatch::new(pattern) {
                 failures.push(format!("{pattern} was taken as {compiled:?}"));

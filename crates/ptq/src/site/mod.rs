@@ -72,7 +72,8 @@ impl Site {
 pub fn find_sites(graph: &Graph) -> Vec<Site> {
     let mut raw = vec![];
     collect(&graph.entry, &mut vec![], &mut raw);
-    let mut sites: Vec<(Site, Scope)> = raw.into_iter().filter_map(|(at, node)| site(graph, at, node)).collect();
+    let mut sites: Vec<(Site, Scope)> =
+        raw.into_iter().filter_map(|(at, node)| site(graph, at, node)).collect();
     let variables: Vec<&Path> = graph.variables().map(|(_, p)| &p.path).collect();
     let found: Vec<Found<'_>> = sites
         .iter()

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use qwix_graph::{Callee, Computation, Graph, NodeId, Op, Prep, Role, SliceDim, Type, UnaryOp};
+use qwix_quant::{Granularity, HowToQuantize};
 
 /// Where the quantized form of a weight is kept.
 #[derive(Clone, PartialEq, Debug)]
@@ -48,6 +49,27 @@ pub struct Weight {
     pub storage: Storage,
     /// Where it is kept when another use of the variable stands against that.
     pub fallback: Storage,
+}
+
+impl Weight {
+    /// Whether scales so shared can be kept with it.
+    pub(crate) fn can_keep(&self, how: &HowToQuantize) -> bool {
+        match &self.storage {
+            Storage::InPlace { axes, .. } => axes.iter().all(|axis| match *axis {
+                AxisUse::Part(to) => how.granularity.get(to) == Some(&Granularity::Channelwise),
+                AxisUse::Whole(_) | AxisUse::Index => true,
+            }),
+            Storage::Folded { .. } | Storage::EachRun { .. } => true,
+        }
+    }
+
+    /// Keeps it in the other place, for this reason.
+    pub(crate) fn fall_back(&mut self, reason: &str) {
+        self.storage = match &self.fallback {
+            Storage::EachRun { .. } => Storage::EachRun { reason: reason.to_owned() },
+            Storage::Folded { .. } | Storage::InPlace { .. } => self.fallback.clone(),
+        };
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -223,7 +245,6 @@ fn is_invariant(body: &Computation, element: usize) -> bool {
     }
 }
 
-
 /// A variable keeps its shape, and its quantized form its path, where slices or loops take parts of it; other steps are
 /// taken beforehand, if they can be.
 fn storage(shape: &[usize], entry: bool, walk: Walk<'_>) -> (Storage, Storage) {
@@ -255,7 +276,9 @@ fn fold(shape: &[usize], steps: &[(bool, Step)]) -> Result<Vec<Prep>, String> {
             Step::DynamicSlice(_) => return Err("a dynamic-slice picks the weight".to_owned()),
             Step::Reshape(to) => (to.clone(), Prep::Reshape(to.clone())),
             Step::Transpose(p) => (
-                p.iter().map(|&axis| now.get(axis).copied().ok_or("a transpose of axes that are not there")).collect::<Result<_, _>>()?,
+                p.iter()
+                    .map(|&axis| now.get(axis).copied().ok_or("a transpose of axes that are not there"))
+                    .collect::<Result<_, _>>()?,
                 Prep::Transpose(p.clone()),
             ),
             Step::Slice(dims) => (
@@ -290,11 +313,15 @@ fn axes(shape: &[usize], steps: &[(bool, Step)]) -> Result<Vec<AxisUse>, String>
             Step::Convert if *home => continue,
             Step::Convert => return Err("it is converted outside the loop or branch that uses it".to_owned()),
             Step::Other(op) => return Err(format!("a {op} stands between the weight and the op")),
-            Step::Transpose(_) => return Err("it is transposed between a slice or loop and the op".to_owned()),
+            Step::Transpose(_) => {
+                return Err("it is transposed between a slice or loop and the op".to_owned());
+            }
             Step::Reshape(to) => {
                 let mut kept = now.iter().copied().filter(|a| a.0 != 1);
-                let next: Option<Vec<_>> =
-                    to.iter().map(|&d| if d == 1 { Some((1, None)) } else { kept.next().filter(|a| a.0 == d) }).collect();
+                let next: Option<Vec<_>> = to
+                    .iter()
+                    .map(|&d| if d == 1 { Some((1, None)) } else { kept.next().filter(|a| a.0 == d) })
+                    .collect();
                 match next {
                     Some(next) if kept.next().is_none() => now = next,
                     _ => return Err("it is reshaped between a slice or loop and the op".to_owned()),

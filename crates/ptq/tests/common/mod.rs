@@ -27,7 +27,8 @@ pub fn folders(of: &str) -> Vec<(String, PathBuf)> {
 }
 
 pub fn json(path: &Path) -> Value {
-    serde_json::from_slice(&std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))).unwrap()
+    serde_json::from_slice(&std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display())))
+        .unwrap()
 }
 
 pub fn model(name: &str) -> Result<Graph, String> {
