@@ -3,7 +3,7 @@
 use qwix_array::{Array, DType, Element, bf16, f16};
 
 use crate::runs::Runs;
-use crate::{Calibration, HowToQuantize, QuantError};
+use crate::{Arithmetic, Calibration, Granularity, HowToQuantize, QuantError};
 
 /// The range that values are quantized into; entries as the scale will have.
 #[derive(Clone, PartialEq, Debug)]
@@ -34,7 +34,7 @@ pub fn calibrate(array: &Array, how: &HowToQuantize) -> Result<Range, QuantError
         Some(scale) => scaled(&array, scale),
         None => Ok(array),
     };
-    Ok(match statistics(array, how)? {
+    Ok(match statistics(array, how, Arithmetic::Eager)? {
         Statistics::AbsMax(absmax) => {
             let (Calibration::AbsMax { scale } | Calibration::MinMax { scale }) = how.calibration else {
                 return Ok(Range::Symmetric { absmax });
@@ -94,7 +94,11 @@ pub(crate) enum Statistics {
     Fixed { min: f64, max: f64 },
 }
 
-pub(crate) fn statistics(array: &Array, how: &HowToQuantize) -> Result<Statistics, QuantError> {
+pub(crate) fn statistics(
+    array: &Array,
+    how: &HowToQuantize,
+    arithmetic: Arithmetic,
+) -> Result<Statistics, QuantError> {
     let dtype = array.dtype();
     if !dtype.is_wide_float() {
         return Err(QuantError::NotFloat { dtype });
@@ -107,10 +111,10 @@ pub(crate) fn statistics(array: &Array, how: &HowToQuantize) -> Result<Statistic
     let runs = Runs::new(array.shape(), &shape)
         .ok_or_else(|| QuantError::Invalid(format!("{shape:?} does not divide {:?}", array.shape())))?;
     match dtype {
-        DType::F32 => measure::<f32>(array, how, &shape, &runs),
-        DType::F64 => measure::<f64>(array, how, &shape, &runs),
-        DType::BF16 => measure::<bf16>(array, how, &shape, &runs),
-        _ => measure::<f16>(array, how, &shape, &runs),
+        DType::F32 => measure::<f32>(array, how, arithmetic, &shape, &runs),
+        DType::F64 => measure::<f64>(array, how, arithmetic, &shape, &runs),
+        DType::BF16 => measure::<bf16>(array, how, arithmetic, &shape, &runs),
+        _ => measure::<f16>(array, how, arithmetic, &shape, &runs),
     }
 }
 
@@ -129,12 +133,14 @@ trait Float: Element {
     fn is_nan(self) -> bool;
     /// The square, rounded to this type.
     fn square(self) -> f64;
+    /// The square under `jit`: in bf16, XLA widens for the sum and drops the rounding in between.
+    fn fused_square(self) -> f64;
     /// The mean is computed in f32 for narrower types.
     fn root_mean(sum: f64, count: usize) -> f64;
 }
 
 macro_rules! float {
-    ($float:ty, $unsigned:ty, $signed:ty, $square:expr, $mean:expr) => {
+    ($float:ty, $unsigned:ty, $signed:ty, $square:expr, $fused_square:expr, $mean:expr) => {
         impl Float for $float {
             type Magnitude = $unsigned;
             type Ordered = $signed;
@@ -165,6 +171,11 @@ macro_rules! float {
                 let square: fn($float) -> f64 = $square;
                 square(self)
             }
+            #[inline(always)]
+            fn fused_square(self) -> f64 {
+                let square: fn($float) -> f64 = $fused_square;
+                square(self)
+            }
             fn root_mean(sum: f64, count: usize) -> f64 {
                 let mean: fn(f64, usize) -> f64 = $mean;
                 mean(sum, count)
@@ -173,12 +184,14 @@ macro_rules! float {
     };
 }
 
-float!(f32, u32, i32, |x| (x * x) as f64, |sum, n| (sum as f32 * mean_factor(n)).sqrt() as f64);
-float!(f64, u64, i64, |x| x * x, |sum, n| (sum * (1.0 / n as f64)).sqrt());
-float!(bf16, u16, i16, |x| (x * x).to_f64(), |sum, n| {
+float!(f32, u32, i32, |x| (x * x) as f64, |x| (x * x) as f64, |sum, n| {
+    (sum as f32 * mean_factor(n)).sqrt() as f64
+});
+float!(f64, u64, i64, |x| x * x, |x| x * x, |sum, n| (sum * (1.0 / n as f64)).sqrt());
+float!(bf16, u16, i16, |x| (x * x).to_f64(), |x| x.to_f64() * x.to_f64(), |sum, n| {
     bf16::from_f32(bf16::from_f32(sum as f32 * mean_factor(n)).to_f32().sqrt()).to_f64()
 });
-float!(f16, u16, i16, |x| (x * x).to_f64(), |sum, n| {
+float!(f16, u16, i16, |x| (x * x).to_f64(), |x| (x * x).to_f64(), |sum, n| {
     f16::from_f32(f16::from_f32(sum as f32 * mean_factor(n)).to_f32().sqrt()).to_f64()
 });
 
@@ -190,6 +203,7 @@ fn mean_factor(count: usize) -> f32 {
 fn measure<T: Float>(
     array: &Array,
     how: &HowToQuantize,
+    arithmetic: Arithmetic,
     shape: &[usize],
     runs: &Runs,
 ) -> Result<Statistics, QuantError> {
@@ -216,15 +230,72 @@ fn measure<T: Float>(
             Statistics::MinMax(Array::from_vec(shape, min)?, Array::from_vec(shape, max)?)
         }
         Calibration::Rms { .. } => {
-            // XLA adds one after the other, in f32 for the narrower types.
-            let sums = fold(values, runs, entries, T::square, |a, b| {
-                if T::DTYPE == DType::F64 { a + b } else { (a as f32 + b as f32) as f64 }
-            });
+            let square = match arithmetic {
+                Arithmetic::Eager => T::square,
+                Arithmetic::Compiled => T::fused_square,
+            };
+            let sums = if array.len() <= SMALL {
+                let squares = values.iter().map(|&x| square(x)).collect();
+                windowed_sums::<T>(squares, statistics_axes(array.shape(), how)?)
+            } else {
+                fold(values, runs, entries, square, |a, b| a + b)
+            };
             let count = array.len().checked_div(entries).unwrap_or(0);
             let roots: Vec<f64> = sums.into_iter().map(|sum| T::root_mean(sum, count)).collect();
             Statistics::RootMeanSquare(Array::from_f64(T::DTYPE, shape, &roots)?)
         }
     })
+}
+
+/// Up to so many elements XLA's CPU backend sums in an order of its own ([`windowed_sums`]); beyond, in that of a
+/// library that depends on the machine, and the sum here is the exact one (in f64): the two differ in the last digits.
+const SMALL: usize = 4095;
+
+/// The axes after the split into tiles: sizes, and whether statistics reduce over them.
+fn statistics_axes(shape: &[usize], how: &HowToQuantize) -> Result<Vec<(usize, bool)>, QuantError> {
+    let tiles = how.tiles(shape)?;
+    let axes = shape.iter().zip(tiles).zip(&how.granularity);
+    Ok(axes
+        .flat_map(|((&size, tile), granularity)| match granularity {
+            Granularity::Shared => vec![(size, true)],
+            Granularity::Channelwise => vec![(size, false)],
+            Granularity::Tiled(_) => vec![(size / tile, false), (tile, true)],
+        })
+        .collect())
+}
+
+/// Sums as XLA's CPU backend rewrites them: over windows of up to 32 along each reduced axis (the padding split evenly
+/// between both ends), then over the windows' sums, one element after the other and in f32 (in f64 for f64 arrays).
+fn windowed_sums<T: Float>(mut values: Vec<f64>, mut axes: Vec<(usize, bool)>) -> Vec<f64> {
+    const WINDOW: usize = 32;
+    loop {
+        let last = axes.iter().all(|&(size, reduced)| !reduced || size <= WINDOW);
+        // Sizes of windows, elements of padding before the first one, and how many there are.
+        let windows: Vec<(usize, usize, usize)> = axes
+            .iter()
+            .map(|&(size, reduced)| {
+                let window = if reduced { size.clamp(1, WINDOW) } else { 1 };
+                let count = size.div_ceil(window).max(usize::from(reduced));
+                (window, (count * window - size) / 2, count)
+            })
+            .collect();
+        let mut sums = vec![0.0; windows.iter().map(|w| w.2).product()];
+        for (i, &x) in values.iter().enumerate() {
+            let (mut rest, mut step, mut at) = (i, 1, 0);
+            for (&(size, _), &(window, before, count)) in axes.iter().zip(&windows).rev() {
+                at += (rest % size + before) / window * step;
+                rest /= size;
+                step *= count;
+            }
+            let sum: f64 = sums[at] + x;
+            sums[at] = if T::DTYPE == DType::F64 { sum } else { sum as f32 as f64 };
+        }
+        if last {
+            return sums;
+        }
+        values = sums;
+        axes.iter_mut().zip(&windows).for_each(|(axis, window)| axis.0 = window.2);
+    }
 }
 
 /// Reduces the elements that meet an entry, beginning with `B`'s default.

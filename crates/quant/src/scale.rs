@@ -50,7 +50,7 @@ pub(crate) fn scale_zero_point(
 ) -> Result<(Array, Option<Array>), QuantError> {
     let range = match arithmetic {
         Arithmetic::Eager => return compute_scale_zero_point(&crate::calibrate(array, how)?, how.qtype),
-        Arithmetic::Compiled => statistics(array, how)?,
+        Arithmetic::Compiled => statistics(array, how, arithmetic)?,
     };
     let factor = match how.calibration {
         Calibration::AbsMax { scale } | Calibration::MinMax { scale } => scale,

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use qwix_array::{Array, DType, bf16, f16};
 use qwix_quant::{
-    Arithmetic, Calibration, Codec, ConvDims, DotDims, Granularity, HowToQuantize, Operand, QArray, QType,
-    Tile, WindowDim, conv_general_dilated, dequantize, dot_general, einsum, quantize_as,
+    Arithmetic, Codec, ConvDims, DotDims, Granularity, HowToQuantize, Operand, QArray, QType, Tile,
+    WindowDim, conv_general_dilated, dequantize, dot_general, einsum, quantize_as,
     quantize_with_scale_zero_point,
 };
 use safetensors::{Dtype, SafeTensors};
@@ -120,12 +120,9 @@ fn arrays_are_quantized_as_qwix_does() {
         let arithmetic = if compiled { Arithmetic::Compiled } else { Arithmetic::Eager };
         let found = quantize_as(&array, &how, arithmetic).unwrap();
         let want = |part: &str| tensor(&file, &format!("{i}/{part}"));
-        // The order of a sum is XLA's own; what follows from a scale one or two units away is not compared.
-        let rms = matches!(how.calibration, Calibration::Rms { .. });
         let scales = apart(found.scale(), &want("scale").unwrap());
-        let scales_may = if rms && array.dtype().bits() >= 32 { 2 } else { 0 };
         let mut fail = |what: String| wrong.push(format!("{i} {case}: {what}"));
-        if scales > scales_may {
+        if scales > 0 {
             fail(format!("scales are {scales} units apart"));
         }
         let values = apart(&plain(found.qvalue()), &want("qvalue").unwrap());

@@ -310,3 +310,39 @@ fn what_is_not_finite_is_named() {
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
+
+/// Below a few thousand elements the sum of squares is XLA's to the last bit; above, it is the exact one.
+#[test]
+fn means_of_squares_are_close_to_the_exact_ones() {
+    let mut wrong = Vec::new();
+    for shape in
+        [vec![0, 3], vec![1, 1], vec![33, 3], vec![100, 7], vec![2, 50, 40], vec![70, 60], vec![3, 3, 64, 9]]
+    {
+        let mut granularity = vec![Granularity::Shared; shape.len()];
+        *granularity.last_mut().unwrap() = Granularity::Channelwise;
+        let how = HowToQuantize::new(QType::by_name("int8").unwrap(), granularity, "rms,3".parse().unwrap())
+            .unwrap();
+        for dtype in [DType::F32, DType::F64, DType::BF16, DType::F16] {
+            let array = Array::from_f64(dtype, &shape, &numbers(shape.iter().product(), 5)).unwrap();
+            let columns = *shape.last().unwrap();
+            let rows = array.len() / columns;
+            let values = array.to_f64_vec();
+            let digits = match dtype {
+                DType::F64 => 52,
+                DType::F32 => 23,
+                DType::F16 => 10,
+                _ => 7,
+            };
+            for (c, found) in quantize(&array, &how).unwrap().scale().to_f64_vec().into_iter().enumerate() {
+                let mean = values.chunks(columns).map(|row| row[c] * row[c]).sum::<f64>() / rows as f64;
+                let want = if rows == 0 { f64::NAN } else { 3.0 * mean.sqrt() / 127.5 };
+                // Four roundings, and in f16 too small a scale becomes 1.
+                let near = (found - want).abs() <= want * 4.0 * 0.5f64.powi(digits);
+                if !near && !(rows == 0 && found.is_nan()) && !(found == 1.0 && want < 2f64.powi(-6)) {
+                    wrong.push(format!("{dtype} {shape:?} column {c}: {found}, not {want}"));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
