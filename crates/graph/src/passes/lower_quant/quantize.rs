@@ -80,7 +80,7 @@ pub(super) fn range(
         Calibration::Fixed { min, max } => fixed(b, x, how, min, max),
         Calibration::AbsMax { scale } => {
             let magnitudes = b.unary(UnaryOp::Abs, x)?;
-            let absmax = statistic(b, BinaryOp::Maximum, magnitudes, how)?;
+            let absmax = statistic(b, BinaryOp::Maximum, magnitudes, how, 0.0)?;
             Ok((symmetric(b, absmax, how.qtype, scale)?, None))
         }
         Calibration::Rms { scale } => {
@@ -88,9 +88,11 @@ pub(super) fn range(
             Ok((symmetric(b, rms, how.qtype, Some(scale))?, None))
         }
         Calibration::MinMax { scale } => {
-            // Starting from 0, the range holds 0.
-            let min = statistic(b, BinaryOp::Minimum, x, how)?;
-            let max = statistic(b, BinaryOp::Maximum, x, how)?;
+            let min = statistic(b, BinaryOp::Minimum, x, how, f64::INFINITY)?;
+            let max = statistic(b, BinaryOp::Maximum, x, how, f64::NEG_INFINITY)?;
+            // The range holds 0.
+            let min = with_number(b, BinaryOp::Minimum, min, 0.0)?;
+            let max = with_number(b, BinaryOp::Maximum, max, 0.0)?;
             let (low, high) = how.qtype.asymmetric_bounds.ok_or_else(|| {
                 GraphError::from(qwix_quant::QuantError::Invalid(format!(
                     "{} has no asymmetric quantization",
@@ -128,12 +130,14 @@ fn fixed(
     Ok((b.constant(scale)?, zero_point.map(|z| b.constant(z)).transpose()?))
 }
 
-/// x reduced from 0 on, to the shape of the scale.
+/// x reduced to the shape of the scale. The initial value must be the op's neutral element: XLA ignores it when there is
+/// nothing to reduce.
 fn statistic(
     b: &mut ComputationBuilder,
     op: BinaryOp,
     x: NodeId,
     how: &HowToQuantize,
+    initial: f64,
 ) -> Result<NodeId, GraphError> {
     let shape = b.shape(x)?.to_vec();
     let (tiles, result) = (how.tiles(&shape)?, how.scale_shape(&shape)?);
@@ -152,8 +156,8 @@ fn statistic(
         }
     }
     let x = b.reshape(x, &split)?;
-    let zero = scalar(b, b.dtype(x)?, 0.0)?;
-    let x = b.reduce(op, x, zero, &reduced)?;
+    let initial = scalar(b, b.dtype(x)?, initial)?;
+    let x = b.reduce(op, x, initial, &reduced)?;
     b.reshape(x, &result)
 }
 
@@ -168,7 +172,7 @@ fn root_mean_square(
     let elements: usize = b.shape(x)?.iter().product();
     let squares = b.binary(BinaryOp::Multiply, x, x)?;
     let squares = b.convert(squares, wide)?;
-    let sums = statistic(b, BinaryOp::Add, squares, how)?;
+    let sums = statistic(b, BinaryOp::Add, squares, how, 0.0)?;
     let count = elements.checked_div(b.shape(sums)?.iter().product()).unwrap_or(0);
     let mean = with_number(b, BinaryOp::Multiply, sums, round(wide, 1.0 / count as f64)?)?;
     let mean = b.convert(mean, dtype)?;
