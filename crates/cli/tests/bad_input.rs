@@ -228,7 +228,7 @@ fn packages_that_are_damaged() {
     let folder = Folder::new();
     let package = folder.quantize("digits", INT8);
     let path = |name: &str| Path::new(&package).join(name);
-    let names = ["manifest.json", "model.hlo.pb", "params.safetensors", "rules.json"];
+    let names = ["manifest.json", "model.hlo", "params.safetensors", "rules.json"];
     let good: BTreeMap<&str, Vec<u8>> = names.iter().map(|&n| (n, std::fs::read(path(n)).unwrap())).collect();
     let manifest = String::from_utf8(good["manifest.json"].clone()).unwrap();
     let replaced = |from: &str, to: &str| {
@@ -244,7 +244,7 @@ fn packages_that_are_damaged() {
     let rows: Vec<(&str, &str, Option<Vec<u8>>, &[&str])> = vec![
         ("no manifest", "manifest.json", None, &["digits", "manifest.json"]),
         ("no parameters", "params.safetensors", None, &["params.safetensors"]),
-        ("no model", "model.hlo.pb", None, &["model.hlo.pb"]),
+        ("no model", "model.hlo", None, &["model.hlo"]),
         ("manifest is no JSON", "manifest.json", Some(b"{".to_vec()), &["manifest.json"]),
         ("unknown field", "manifest.json", replaced("\"tool\"", "\"toll\""), &["manifest.json", "toll"]),
         (
@@ -267,7 +267,7 @@ fn packages_that_are_damaged() {
             flipped("params.safetensors"),
             &["params.safetensors", "sha256"],
         ),
-        ("model flipped", "model.hlo.pb", flipped("model.hlo.pb"), &["model.hlo.pb", "sha256"]),
+        ("model flipped", "model.hlo", flipped("model.hlo"), &["model.hlo", "sha256"]),
         (
             "parameters truncated",
             "params.safetensors",

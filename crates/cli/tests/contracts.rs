@@ -128,7 +128,7 @@ fn a_package_runs_and_is_close_to_its_float_model() {
         .map(|e| e.unwrap().file_name().to_string_lossy().into_owned())
         .collect();
     names.sort();
-    assert_eq!(names, ["manifest.json", "model.hlo.pb", "params.safetensors", "rules.json"]);
+    assert_eq!(names, ["manifest.json", "model.hlo", "params.safetensors", "rules.json"]);
 
     let (float, cpu, reference) = (folder.path("float"), folder.path("cpu"), folder.path("reference"));
     qwix(["run", &model, "--params", &params, "--inputs", &inputs, "-o", &float]).ok();
@@ -220,7 +220,7 @@ fn zero_points_are_dumped() {
 fn the_same_inputs_give_the_same_bytes() {
     let folder = Folder::new();
     let (a, b) = (folder.quantize("a", MIXED), folder.quantize("b", MIXED));
-    for name in ["manifest.json", "model.hlo.pb", "params.safetensors", "rules.json"] {
+    for name in ["manifest.json", "model.hlo", "params.safetensors", "rules.json"] {
         let read = |dir: &str| std::fs::read(Path::new(dir).join(name)).unwrap();
         assert!(read(&a) == read(&b), "{name} differs");
     }

@@ -18,7 +18,8 @@ pub struct Model {
 }
 
 impl Model {
-    /// Reads a model: an `HloModuleProto` or `HloProto` as JAX writes it. No parameters are needed.
+    /// Reads a model: an `HloModuleProto` or `HloProto` as JAX writes it, or HLO text when the name ends in `.hlo` or
+    /// `.txt`. No parameters are needed.
     ///
     /// # Errors
     /// When the file cannot be read or is no model.
@@ -26,7 +27,13 @@ impl Model {
         let file = file.as_ref();
         let bytes = std::fs::read(file).map_err(|e| Error::io("read", file, e))?;
         let bad = |reason: String| Error::Model { file: file.to_owned(), reason };
-        let graph = Graph::from_hlo_proto(&bytes).map_err(|e| bad(e.to_string()))?;
+        let is_text = file.extension().is_some_and(|e| e == "hlo" || e == "txt");
+        let graph = if is_text {
+            let text = String::from_utf8(bytes).map_err(|_| bad("is not UTF-8 text".into()))?;
+            Graph::from_text(&text).map_err(|e| bad(e.to_string()))?
+        } else {
+            Graph::from_hlo_proto(&bytes).map_err(|e| bad(e.to_string()))?
+        };
         Ok(Model { graph })
     }
 

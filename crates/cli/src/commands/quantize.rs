@@ -41,8 +41,7 @@ pub fn run(args: &Quantize) -> Result<()> {
 
     let template = ptq_model.abstract_params();
     let quantized = Model::from(ptq_model.graph.clone());
-    let mut writer =
-        PackageWriter::begin(&args.output, &std::fs::read(&args.model)?, &quantized, args.force)?;
+    let mut writer = PackageWriter::begin(&args.output, &quantized, args.force)?;
     let sources: Vec<_> = template.sources().collect();
     // Draws on standard error, and only when that is a terminal.
     let bar = ProgressBar::new(sources.len() as u64);

@@ -3,7 +3,7 @@
 //! | file | what |
 //! | --- | --- |
 //! | `manifest.json` | format and version, the signature with how each parameter was made, sizes and hashes of the other files |
-//! | `model.hlo.pb` | the float model as it came; the rules make the quantized one of it |
+//! | `model.hlo` | the graph as text, quantized types and ops included |
 //! | `params.safetensors` | `<path>`, or `<path>/qvalue`, `/scale`, `/zero_point`; dtypes narrower than a byte are packed into `U8` of rank 1 |
 //! | `rules.json` | the rules, as they were understood |
 //!
@@ -18,8 +18,8 @@ use std::path::{Path as FilePath, PathBuf};
 
 use qwix_array::{Array, DType};
 use qwix_eval::{Params, Value};
+use qwix_graph::text::TextOptions;
 use qwix_graph::{ArrayType, Graph, Parameter, Path, Role, Type};
-use qwix_ptq::{PtqProvider, QuantizationRule, quantize_model};
 use qwix_quant::QArray;
 use sha2::{Digest, Sha256};
 
@@ -29,7 +29,7 @@ use crate::{Error, Model, Result};
 use manifest::{FORMAT, FileEntry, Heading, Manifest, ParameterEntry, VERSION};
 
 const MANIFEST: &str = "manifest.json";
-const MODEL: &str = "model.hlo.pb";
+const MODEL: &str = "model.hlo";
 const PARAMS: &str = "params.safetensors";
 const RULES: &str = "rules.json";
 
@@ -98,7 +98,7 @@ pub struct PackageWriter {
     dir: NewDir,
     replace: bool,
     parameters: BTreeMap<Path, Parameter>,
-    model: Vec<u8>,
+    model: String,
     manifest: Manifest,
     params_name: PathBuf,
     params: TensorWriter<BufWriter<File>>,
@@ -109,7 +109,7 @@ impl PackageWriter {
     ///
     /// # Errors
     /// When something is in the way at the target, or it cannot be written.
-    pub fn begin(target: impl AsRef<FilePath>, float: &[u8], model: &Model, replace: bool) -> Result<Self> {
+    pub fn begin(target: impl AsRef<FilePath>, model: &Model, replace: bool) -> Result<Self> {
         let target = target.as_ref();
         // Only what we wrote may be replaced: a wrong name must not cost somebody a folder.
         let replace = replace && target.join(MANIFEST).is_file();
@@ -142,7 +142,7 @@ impl PackageWriter {
             dir,
             replace,
             parameters: model.variables().map(|(_, p)| (p.path.clone(), p.clone())).collect(),
-            model: float.to_vec(),
+            model: model.to_text(TextOptions::default()),
             manifest,
             params_name,
             params,
@@ -198,7 +198,7 @@ impl PackageWriter {
         }
         let out = self.params.finish().map_err(|e| Error::io("write", &self.params_name, e))?;
         NewFile::of(self.params_name, out).finish()?;
-        self.dir.write(MODEL, &self.model)?;
+        self.dir.write(MODEL, self.model.as_bytes())?;
         self.dir.write(RULES, rules.as_bytes())?;
         let mut manifest = self.manifest;
         manifest.qwix_compat = qwix_compat;
@@ -251,23 +251,16 @@ impl Package {
             return Err(bad(format!("the manifest lists `{name}`, which is no part of a package")));
         }
         let rules = read_text(&dir.join(RULES))?;
+        let text = read_text(&dir.join(MODEL))?;
+        let graph = Graph::from_text(&text).map_err(|e| bad(format!("`{MODEL}`: {e}")))?;
         let parameters = manifest.parameters.iter().enumerate().map(|(number, entry)| {
             entry.parameter().map_err(|e| bad(format!("parameter {number} `{}`: {e}", entry.path)))
         });
-        let parameters: Vec<Parameter> = parameters.collect::<Result<_>>()?;
-        let model = std::fs::read(dir.join(MODEL)).map_err(|e| Error::io("read", &dir.join(MODEL), e))?;
-        let mut graph = Graph::from_hlo_proto(&model).map_err(|e| bad(format!("`{MODEL}`: {e}")))?;
-        let sources = parameters.iter().filter(|p| p.role == Role::Variable);
-        graph.resolve_roles(
-            &sources.map(|p| p.slot.as_ref().map_or(&p.path, |s| &s.source).clone()).collect(),
-        );
-        let provider = QuantizationRule::from_json(&rules).and_then(PtqProvider::new);
-        let provider =
-            provider.map_err(|e| bad(format!("`{RULES}`: {e}")))?.qwix_compat(manifest.qwix_compat);
-        let graph = quantize_model(&graph, &provider).map_err(|e| bad(e.to_string()))?.graph;
-        if let Some((found, expected)) = differing(&graph.parameters, &parameters) {
+        if let Some((found, expected)) =
+            differing(&graph.parameters, &parameters.collect::<Result<Vec<_>>>()?)
+        {
             return Err(bad(format!(
-                "its rules make {found} of the model, the manifest says {expected}; quantize again"
+                "`{MODEL}` has {found} where the manifest says {expected}; quantize again"
             )));
         }
         let params = TensorFile::open(&dir.join(PARAMS))?;

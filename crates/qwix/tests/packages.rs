@@ -1,0 +1,95 @@
+//! Packages: every golden model under every set of rules comes back from the disk as it went.
+
+use std::fs;
+use std::path::{Path as FilePath, PathBuf};
+
+use qwix::{
+    Checkpoint, Error, Model, Package, PackageWriter, PtqProvider, QuantizationRule, quantize_model,
+    quantize_params, read_rules,
+};
+
+fn goldens() -> PathBuf {
+    FilePath::new(env!("CARGO_MANIFEST_DIR")).join("../../goldens")
+}
+
+/// What one case shows, or why not.
+fn round_trip(case: &FilePath, target: &FilePath) -> Result<(), String> {
+    let say = |e: Error| e.to_string();
+    let description = fs::read_to_string(case.join("case.json")).map_err(|e| e.to_string())?;
+    let description: serde_json::Value = serde_json::from_str(&description).map_err(|e| e.to_string())?;
+    let name = description["model"].as_str().ok_or("the case names no model")?;
+    let folder = goldens().join("models").join(name);
+    let mut model = Model::load(folder.join("model.hlo.pb")).map_err(say)?;
+    let checkpoint = Checkpoint::open(folder.join("params.safetensors")).map_err(say)?;
+    model.resolve_roles(&checkpoint);
+    let fp_params = model.read_params(&checkpoint, false).map_err(say)?;
+    let rules = read_rules(case.join("rules.json")).map_err(say)?;
+    let rules_text = serde_json::to_string(&rules).map_err(|e| e.to_string())?;
+    if QuantizationRule::from_json(&rules_text) != Ok(rules.clone()) {
+        return Err("the rules change when they are written".into());
+    }
+    let provider = PtqProvider::new(rules).map_err(|e| e.to_string())?;
+    let ptq_model = match quantize_model(&model, &provider) {
+        Ok(ptq_model) => ptq_model,
+        // Qwix refuses as well: there is nothing to keep.
+        Err(_) if description.get("qwix_refuses").is_some() => return Ok(()),
+        Err(e) => return Err(e.to_string()),
+    };
+    let params =
+        quantize_params(&fp_params, &ptq_model.abstract_params(), None).map_err(|e| e.to_string())?;
+
+    let quantized = Model::from(ptq_model.graph);
+    let mut writer = PackageWriter::begin(target, &quantized, false).map_err(say)?;
+    for (path, value) in &params {
+        writer.write(path, value).map_err(say)?;
+    }
+    writer.finish(&rules_text, true).map_err(say)?;
+    let package = Package::open(target).map_err(say)?;
+    package.verify().map_err(say)?;
+    if package.model().parameters != quantized.parameters {
+        return Err("the signature differs".into());
+    }
+    if **package.model() != *quantized {
+        return Err("the graph differs".into());
+    }
+    if package.read_all().map_err(say)? != params {
+        return Err("the parameters differ".into());
+    }
+    if !package.qwix_compat() || package.rules() != rules_text {
+        return Err("what was said of the rules differs".into());
+    }
+    Ok(())
+}
+
+#[test]
+fn every_golden_case_comes_back_as_it_went() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut cases: Vec<PathBuf> =
+        fs::read_dir(goldens().join("cases")).unwrap().map(|e| e.unwrap().path()).collect();
+    cases.sort();
+    assert!(cases.len() > 25, "only {} cases", cases.len());
+    let mut wrong = Vec::new();
+    for case in &cases {
+        let name = case.file_name().unwrap();
+        if let Err(reason) = round_trip(case, &folder.path().join(name)) {
+            wrong.push(format!("{}: {reason}", name.display()));
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {} cases:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
+    let left = fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name());
+    let hidden: Vec<_> = left.filter(|name| name.as_encoded_bytes().starts_with(b".")).collect();
+    assert!(hidden.is_empty(), "temporary directories were left: {hidden:?}");
+}
+
+#[test]
+fn a_package_given_up_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = Model::load(goldens().join("models/linen_mlp/model.hlo.pb")).unwrap();
+    let rules = vec![QuantizationRule::new(".*").weight_qtype("int8")];
+    let quantized = Model::from(quantize_model(&model, &PtqProvider::new(rules).unwrap()).unwrap().graph);
+    let target = folder.path().join("given_up");
+    drop(PackageWriter::begin(&target, &quantized, false).unwrap());
+    let incomplete = PackageWriter::begin(&target, &quantized, false).unwrap().finish("[]", false);
+    assert!(incomplete.unwrap_err().to_string().contains("is missing"));
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
