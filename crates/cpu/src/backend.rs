@@ -1,6 +1,6 @@
 //! The backend and what it compiles to.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use qwix_array::Array;
 use qwix_eval::{
@@ -9,7 +9,7 @@ use qwix_eval::{
 use qwix_graph::{Graph, Type};
 
 use crate::buffers::Pool;
-use crate::plan::{Context, Program};
+use crate::plan::{Context, Program, StepTime};
 use crate::values::{aligned, fail};
 
 /// Runs graphs on the CPU.
@@ -25,7 +25,8 @@ impl CpuBackend {
     }
 }
 
-struct CpuExecutable {
+/// A graph that [`CpuBackend`] compiled.
+pub struct CpuModel {
     graph: Graph,
     program: Program,
     buffers: Arc<Pool>,
@@ -38,6 +39,16 @@ impl Backend for CpuBackend {
     }
 
     fn compile(&self, graph: &Graph, params: Params) -> Result<Box<dyn Executable>, EvalError> {
+        Ok(Box::new(self.prepare(graph, params)?))
+    }
+}
+
+impl CpuBackend {
+    /// [`Backend::compile`], to a type that can be asked about its steps.
+    ///
+    /// # Errors
+    /// As [`Backend::compile`].
+    pub fn prepare(&self, graph: &Graph, params: Params) -> Result<CpuModel, EvalError> {
         // Kernels take the types of the graph on trust, so they are held against the ops once.
         graph.verify().map_err(|e| fail(e.to_string()))?;
         check_supported(graph)?;
@@ -54,7 +65,7 @@ impl Backend for CpuBackend {
             .transpose()
             .map_err(|e| fail(format!("no thread pool: {e}")))?;
         let buffers = Arc::new(Pool::default());
-        let plan = || Program::plan(&graph.entry, variables, &Context { buffers: &buffers });
+        let plan = || Program::plan(&graph.entry, variables, &Context { buffers: &buffers, times: None });
         let program = match &threads {
             Some(pool) => pool.install(plan)?,
             None => plan()?,
@@ -62,12 +73,26 @@ impl Backend for CpuBackend {
         // The graph is kept for its signature; its constants live on in the program.
         let graph =
             Graph { name: graph.name.clone(), parameters: graph.parameters.clone(), ..Graph::default() };
-        Ok(Box::new(CpuExecutable { graph, program, buffers, threads }))
+        Ok(CpuModel { graph, program, buffers, threads })
     }
 }
 
-impl Executable for CpuExecutable {
-    fn run(&self, inputs: &[Array]) -> Result<Vec<Array>, EvalError> {
+impl CpuModel {
+    /// Runs once and says how long each step took, in the order in which they ended.
+    ///
+    /// # Errors
+    /// As [`Executable::run`].
+    pub fn profile(&self, inputs: &[Array]) -> Result<(Vec<Array>, Vec<StepTime>), EvalError> {
+        let times = Mutex::new(Vec::new());
+        let outputs = self.run_with(inputs, Some(&times))?;
+        Ok((outputs, times.into_inner().unwrap_or_default()))
+    }
+
+    fn run_with(
+        &self,
+        inputs: &[Array],
+        times: Option<&Mutex<Vec<StepTime>>>,
+    ) -> Result<Vec<Array>, EvalError> {
         check_inputs(&self.graph, inputs)?;
         let mut inputs = inputs.iter();
         let mut arguments = Vec::with_capacity(self.graph.parameters.len());
@@ -80,7 +105,7 @@ impl Executable for CpuExecutable {
                 },
             });
         }
-        let context = Context { buffers: &self.buffers };
+        let context = Context { buffers: &self.buffers, times };
         let result = match &self.threads {
             Some(pool) => pool.install(|| self.program.run(arguments, &context)),
             None => self.program.run(arguments, &context),
@@ -88,6 +113,12 @@ impl Executable for CpuExecutable {
         let mut outputs = Vec::new();
         flatten(result, &mut outputs)?;
         Ok(outputs)
+    }
+}
+
+impl Executable for CpuModel {
+    fn run(&self, inputs: &[Array]) -> Result<Vec<Array>, EvalError> {
+        self.run_with(inputs, None)
     }
 }
 

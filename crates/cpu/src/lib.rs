@@ -15,4 +15,5 @@ mod steps;
 mod values;
 mod view;
 
-pub use backend::CpuBackend;
+pub use backend::{CpuBackend, CpuModel};
+pub use plan::StepTime;

@@ -3,7 +3,8 @@
 //! Nodes are planned from the last to the first, and only those that a step asks for: a step may take in the nodes that feed it (a
 //! fused chain, a transpose that a product reads through), and they are then never computed by themselves.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use qwix_array::{Array, DType};
 use qwix_eval::{EvalError, Value};
@@ -17,6 +18,19 @@ use crate::values::{fail, named};
 pub(crate) struct Context<'a> {
     /// Where results get their memory.
     pub(crate) buffers: &'a Arc<Pool>,
+    /// Where steps note how long they took, when somebody asks.
+    pub(crate) times: Option<&'a Mutex<Vec<StepTime>>>,
+}
+
+/// How long one step of one run took.
+#[derive(Clone, Debug)]
+pub struct StepTime {
+    /// The kind of step: `dot`, `fused`, `reference`.
+    pub step: &'static str,
+    /// The node that it computes.
+    pub node: String,
+    /// The time, that of nested computations included.
+    pub time: Duration,
 }
 
 /// One planned piece of native work: a fused kernel, or the reference evaluator.
@@ -78,11 +92,6 @@ impl Planning<'_> {
     /// Whether all of a node's users satisfy a condition; the computation's result has a user outside.
     pub(crate) fn used_only_by(&self, id: NodeId, condition: impl Fn(NodeId) -> bool) -> bool {
         id != self.computation.root && self.users[id.index()].iter().all(|&user| condition(user))
-    }
-
-    /// How many nodes use a node.
-    pub(crate) fn user_count(&self, id: NodeId) -> usize {
-        self.users[id.index()].len() + usize::from(id == self.computation.root)
     }
 }
 
@@ -229,15 +238,17 @@ impl Program {
                     if operand.last { values[operand.slot].take() } else { values[operand.slot].clone() };
                 operands.push(value.ok_or_else(|| named(fail("an operand was not computed"), &step.node))?);
             }
+            let start = context.times.map(|_| Instant::now());
             let value = step.step.run(operands, context).map_err(|e| named(e, &step.node))?;
+            if let (Some(times), Some(start)) = (context.times, start)
+                && let Ok(mut times) = times.lock()
+            {
+                let (time, node) = (start.elapsed(), step.node.clone());
+                times.push(StepTime { step: step.step.name(), node, time });
+            }
             values[step.result] = Some(value);
         }
         values[self.root].take().ok_or_else(|| fail("the result was not computed"))
-    }
-
-    /// Steps by name and node, for tests and for people.
-    pub(crate) fn describe(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        self.steps.iter().map(|s| (s.step.name(), s.node.as_str()))
     }
 }
 

@@ -81,6 +81,22 @@ fn decode_body(from: &[u8], table: &[f32; 256], to: &mut [f32]) {
     }
 }
 
+#[inline(always)]
+fn decode_nibbles_body(from: &[u8], table: &[f32; 16], to: &mut [f32]) {
+    let (pairs, rest) = to.as_chunks_mut::<2>();
+    for ([low, high], &byte) in pairs.iter_mut().zip(from) {
+        *low = table[(byte & 15) as usize];
+        *high = table[(byte >> 4) as usize];
+    }
+    if let ([last], Some(&byte)) = (rest, from.get(pairs.len())) {
+        *last = table[(byte & 15) as usize];
+    }
+}
+
+versions! {
+    /// Each nibble's entry in a table, the low nibble of a byte first; as many as `to` has.
+    pub fn decode_nibbles(from: &[u8], table: &[f32; 16], to: &mut [f32]) = decode_nibbles_body
+}
 versions! {
     /// Rounds each value to the nearest bf16, halves to even.
     pub fn round_to_bf16(values: &mut [f32]) = round_bf16_body
@@ -116,6 +132,16 @@ pub fn f32_to_f16(from: &[f32], to: &mut [f16]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nibbles_come_low_first() {
+        let table = std::array::from_fn(|i| i as f32);
+        for count in 0..6usize {
+            let mut out = vec![0.0; count];
+            decode_nibbles(&[0x21, 0x43, 0x65], &table, &mut out);
+            assert_eq!(out, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0][..count]);
+        }
+    }
 
     #[test]
     fn every_f16_and_bf16_widens_and_every_f32_rounds_as_half_does() {

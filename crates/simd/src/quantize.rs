@@ -63,6 +63,58 @@ fn quantize_body(values: &[f32], reciprocal: f32, zero_point: f32, low: f32, hig
 }
 
 #[inline(always)]
+fn absmax_rows_body(totals: &mut [f32], values: &[f32]) {
+    for (total, &v) in totals.iter_mut().zip(values) {
+        *total = f32::from_bits(total.to_bits().max(v.to_bits() & 0x7fff_ffff));
+    }
+}
+
+#[inline(always)]
+fn quantize_columns_body(values: &[f32], reciprocals: &[f32], low: f32, high: f32, out: &mut [i8]) {
+    for ((out, &v), &reciprocal) in out.iter_mut().zip(values).zip(reciprocals) {
+        let q = (v * reciprocal).round_ties_even();
+        let q = if q < low { low } else { q };
+        let q = if q > high { high } else { q };
+        *out = if q.is_nan() { 0 } else { q as i32 as i8 };
+    }
+}
+
+#[inline(always)]
+fn multiply_rows_body(values: &mut [f32], factors: &[f32]) {
+    for (v, &factor) in values.iter_mut().zip(factors) {
+        *v *= factor;
+    }
+}
+
+#[inline(always)]
+fn multiply_add_f32_body(totals: &mut [f32], a: &[f32], b: &[f32]) {
+    for ((total, &a), &b) in totals.iter_mut().zip(a).zip(b) {
+        *total += a * b;
+    }
+}
+
+#[inline(always)]
+fn multiply_add_i8_body(totals: &mut [i32], a: &[i8], b: &[i8]) {
+    for ((total, &a), &b) in totals.iter_mut().zip(a).zip(b) {
+        *total = total.wrapping_add(a as i32 * b as i32);
+    }
+}
+
+#[inline(always)]
+fn axpy_i32_body(totals: &mut [i32], factor: i32, values: &[i32]) {
+    for (total, &v) in totals.iter_mut().zip(values) {
+        *total = total.wrapping_add(v.wrapping_mul(factor));
+    }
+}
+
+#[inline(always)]
+fn widen_i8_body(from: &[i8], to: &mut [f32]) {
+    for (to, &from) in to.iter_mut().zip(from) {
+        *to = from as f32;
+    }
+}
+
+#[inline(always)]
 fn rescale_body(sums: &[i32], left: f32, right: &[f32], add: bool, out: &mut [f32]) {
     if add {
         for ((out, &sum), &right) in out.iter_mut().zip(sums).zip(right) {
@@ -87,6 +139,34 @@ versions! {
     /// value · reciprocal + zero_point, rounded half to even, then held between `low` and `high`, which are integers of int8's
     /// range; NaN becomes 0.
     pub fn quantize_i8(values: &[f32], reciprocal: f32, zero_point: f32, low: f32, high: f32, out: &mut [i8]) = quantize_body
+}
+versions! {
+    /// Folds the absolute values of a row into a row of maxima, none negative; NaN wins.
+    pub fn absmax_rows_f32(totals: &mut [f32], values: &[f32]) = absmax_rows_body
+}
+versions! {
+    /// [`quantize_i8`] with a reciprocal for each value, and no zero point.
+    pub fn quantize_columns_i8(values: &[f32], reciprocals: &[f32], low: f32, high: f32, out: &mut [i8]) = quantize_columns_body
+}
+versions! {
+    /// Multiplies each value by its factor.
+    pub fn multiply_f32(values: &mut [f32], factors: &[f32]) = multiply_rows_body
+}
+versions! {
+    /// Adds products of pairs to totals; each product is rounded first.
+    pub fn multiply_add_f32(totals: &mut [f32], a: &[f32], b: &[f32]) = multiply_add_f32_body
+}
+versions! {
+    /// Adds products of pairs to totals, modulo 2^32.
+    pub fn multiply_add_i8(totals: &mut [i32], a: &[i8], b: &[i8]) = multiply_add_i8_body
+}
+versions! {
+    /// Adds a multiple of a row to totals, modulo 2^32.
+    pub fn axpy_i32(totals: &mut [i32], factor: i32, values: &[i32]) = axpy_i32_body
+}
+versions! {
+    /// int8 to f32, exactly; as many as the shorter slice has.
+    pub fn widen_i8(from: &[i8], to: &mut [f32]) = widen_i8_body
 }
 versions! {
     /// sum · left · right for a row of int32 sums, one `right` a column, in this order; added to `out` or set.

@@ -127,7 +127,7 @@ pub(super) fn plan(planning: &Planning<'_>, id: NodeId) -> Option<Planned> {
 /// Plans the nodes that call computations once or over and over.
 pub(super) fn plan_nested(planning: &Planning<'_>, id: NodeId) -> Option<Result<Planned, EvalError>> {
     let node = planning.node(id);
-    let context = Context { buffers: planning.buffers };
+    let context = Context { buffers: planning.buffers, times: None };
     let program = |computation: &Computation| {
         let arguments = vec![None; computation.parameters().len()];
         Program::plan(computation, arguments, &context)

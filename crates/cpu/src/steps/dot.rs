@@ -50,6 +50,16 @@ impl Side {
         Side { batch: view, free: contracted as isize, contracted: 1 }
     }
 
+    /// The stride along the free axes.
+    pub(crate) fn free(&self) -> isize {
+        self.free
+    }
+
+    /// The stride along the contracted axes.
+    pub(crate) fn contracted(&self) -> isize {
+        self.contracted
+    }
+
     /// Where the matrices start, in the order of the batch.
     pub(crate) fn starts(&self, batch: usize) -> Vec<usize> {
         let mut starts = Vec::with_capacity(batch);
@@ -93,7 +103,7 @@ impl FloatSide {
     }
 
     /// The operand's elements as f32, and how to read them.
-    fn read<'a>(
+    pub(crate) fn read<'a>(
         &self,
         array: &'a Array,
         sizes: (usize, usize, usize),

@@ -5,8 +5,12 @@ mod dot;
 mod fused;
 mod indexing;
 mod moves;
+mod qdot;
+mod quantize;
 mod reduce;
 mod reference;
+mod scales;
+mod weights;
 
 use qwix_eval::EvalError;
 use qwix_graph::{NodeId, Op};
@@ -16,7 +20,16 @@ use crate::plan::{Planned, Planning};
 type Planner = fn(&Planning<'_>, NodeId) -> Option<Planned>;
 
 /// What can plan a node, best first. What none of them takes, the reference evaluator does.
-const STEPS: &[Planner] = &[control::plan, dot::plan, fused::plan, moves::plan, indexing::plan, reduce::plan];
+const STEPS: &[Planner] = &[
+    control::plan,
+    dot::plan,
+    qdot::plan,
+    quantize::plan,
+    fused::plan,
+    moves::plan,
+    indexing::plan,
+    reduce::plan,
+];
 
 /// A step for a node.
 ///

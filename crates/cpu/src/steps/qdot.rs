@@ -1,0 +1,664 @@
+//! Products with quantized sides. How one is computed, [`dot_plan`] says; here integers of a byte go to the int8 kernels, and a
+//! weight that is dequantized first is so a panel at a time, so that it is never held in float as a whole.
+
+use std::borrow::Cow;
+
+use qwix_array::{Array, DType};
+use qwix_eval::{EvalError, Value};
+use qwix_graph::{DotDims, NodeId, Op, Type};
+use qwix_quant::{DotPlan, OperandInfo, QArray, QuantizedDot, QuantizedInfo, dot_plan};
+use qwix_simd::{MatMut, PackedB, Rows, Workspace, best, multiply};
+
+use crate::plan::{Context, Planned, Planning, Step};
+use crate::steps::dot::{FloatSide, Side, Sizes, axes, from_f32, product, run_tasks, sizes};
+use crate::steps::moves::copy_walk;
+use crate::steps::scales::{Rounding, dense_scales, dense_zero_points, put};
+use crate::steps::weights::Weight;
+use crate::values::fail;
+use crate::view::View;
+
+/// What plans need to know of an operand; quantized ones by their types, which values are held against.
+pub(crate) fn info(planning: &Planning<'_>, id: NodeId) -> Option<OperandInfo> {
+    match &planning.node(id).ty {
+        Type::Array(ty) => Some(OperandInfo::array(&ty.shape, ty.dtype)),
+        Type::QArray(ty) => Some(OperandInfo {
+            shape: ty.array.shape.clone(),
+            dtype: ty.array.dtype,
+            quantized: Some(QuantizedInfo {
+                qtype: ty.how.qtype,
+                scale_shape: ty.scale_shape().ok()?,
+                has_zero_point: ty.has_zero_point(),
+            }),
+        }),
+        Type::Tuple(_) | Type::Token | Type::Opaque(_) => None,
+    }
+}
+
+/// The stored values of an operand.
+pub(crate) fn stored(value: &Value) -> Result<&Array, EvalError> {
+    match value {
+        Value::Array(array) => Ok(array),
+        Value::QArray(q) => Ok(q.qvalue()),
+        Value::Tuple(_) => Err(fail("a product takes arrays")),
+    }
+}
+
+pub(crate) fn scale(value: &Value) -> Option<&Array> {
+    match value {
+        Value::QArray(q) => Some(q.scale()),
+        Value::Array(_) | Value::Tuple(_) => None,
+    }
+}
+
+pub(crate) fn zero_point(value: &Value) -> Option<&Array> {
+    match value {
+        Value::QArray(q) => q.zero_point(),
+        Value::Array(_) | Value::Tuple(_) => None,
+    }
+}
+
+/// Whether a run-time value has the scales that the plan was made for.
+fn check(value: &Value, info: &OperandInfo) -> Result<(), EvalError> {
+    let fits = match (value, &info.quantized) {
+        (Value::QArray(q), Some(expected)) => {
+            q.scale().shape() == expected.scale_shape
+                && q.shape() == info.shape
+                && q.qtype() == expected.qtype
+        }
+        (Value::Array(array), None) => array.shape() == info.shape,
+        _ => false,
+    };
+    if fits {
+        Ok(())
+    } else {
+        Err(fail(format!("an operand is {}, which the plan is not for", value.describe())))
+    }
+}
+
+/// The bytes of a stored array of integers of at most eight bits.
+pub(crate) fn bytes_of(array: &Array) -> Result<Cow<'_, [i8]>, EvalError> {
+    match array.dtype() {
+        DType::S8 => Ok(array.values::<i8>()?),
+        _ => Ok(Cow::Owned(array.unpack_i8()?)),
+    }
+}
+
+/// Whether a stored dtype goes into the int8 kernels.
+pub(crate) fn is_byte(dtype: DType) -> bool {
+    matches!(dtype, DType::S8 | DType::S4 | DType::S2 | DType::U4)
+}
+
+/// One side's bytes: as they lie, or copied in the order batch, free, contracted.
+struct ByteSide {
+    side: Option<Side>,
+    order: View,
+    dense: Side,
+}
+
+impl ByteSide {
+    /// `rows`: whether values of a row must lie together.
+    fn new(shape: &[usize], own: &Axes<'_>, sizes: (usize, usize, usize), rows: bool) -> Option<Self> {
+        let free = axes(shape.len(), own.batch, own.contracted);
+        let order: Vec<usize> = own.batch.iter().chain(&free).chain(own.contracted).copied().collect();
+        let view = View::dense(shape);
+        let together = |side: &Side| !rows || side.contracted() == 1 || sizes.2 <= 1;
+        Some(ByteSide {
+            side: Side::new(&view, own.batch, &free, own.contracted).filter(together),
+            order: view.transpose(&order)?.merged(),
+            dense: Side::dense(sizes.0, sizes.1, sizes.2),
+        })
+    }
+
+    fn read<'a>(&'a self, array: &'a Array) -> Result<(Cow<'a, [i8]>, &'a Side), EvalError> {
+        let values = bytes_of(array)?;
+        if let Some(side) = &self.side {
+            return Ok((values, side));
+        }
+        let mut copy = vec![0i8; values.len()];
+        copy_walk(&self.order, bytemuck::cast_slice(&values), 1, bytemuck::cast_slice_mut(&mut copy))?;
+        Ok((Cow::Owned(copy), &self.dense))
+    }
+}
+
+/// The right side: packed when the graph was compiled, or on each run.
+enum Right {
+    Packed { panels: Vec<PackedB>, scales: Vec<f32>, zero_points: Option<Vec<i32>> },
+    Dynamic,
+}
+
+/// Integers by integers.
+struct IntegerDot {
+    plan: QuantizedDot,
+    lhs: OperandInfo,
+    rhs: OperandInfo,
+    lhs_side: ByteSide,
+    rhs_side: ByteSide,
+    sizes: Sizes,
+    tiles: usize,
+    rounding: Rounding,
+    right: Right,
+    result: DType,
+    dtype: DType,
+}
+
+/// The product's axes of each side: batch and its own free ones.
+fn product_axes(plan: &QuantizedDot) -> (Vec<usize>, Vec<usize>) {
+    let batch = plan.dims.lhs_batch.len();
+    let lhs_free = plan.lhs.shape.len() - batch - plan.dims.lhs_contracting.len();
+    let rank = plan.product_shape.len();
+    let left = (0..batch + lhs_free).collect();
+    let right = (0..batch).chain(batch + lhs_free..rank).collect();
+    (left, right)
+}
+
+fn pack(array: &Array, side: &ByteSide, sizes: Sizes) -> Result<Vec<PackedB>, EvalError> {
+    let (values, side) = side.read(array)?;
+    side.starts(sizes.batch)
+        .into_iter()
+        .map(|start| {
+            let values = values.get(start..).unwrap_or_default();
+            PackedB::new(values, sizes.depth, sizes.columns, side.contracted() as usize, side.free() as usize)
+                .ok_or_else(|| fail("an operand is smaller than its type"))
+        })
+        .collect()
+}
+
+impl IntegerDot {
+    /// Scales and zero points of the right side, in the order of the batch and its free axes.
+    fn right_scales(&self, value: &Value) -> Result<(Vec<f32>, Option<Vec<i32>>), EvalError> {
+        let (_, axes_of) = product_axes(&self.plan);
+        let scales = match (scale(value), &self.plan.rhs.scale) {
+            (Some(scale), Some(plan)) => dense_scales(scale, plan, &self.plan.product_shape, &axes_of)?,
+            _ => vec![1.0; self.sizes.batch * self.sizes.columns],
+        };
+        let dims = &self.plan.dims;
+        let zero_points = match (zero_point(value), &self.plan.rhs.zero_point) {
+            (Some(z), Some(plan)) => {
+                let free = axes(self.plan.rhs.shape.len(), &dims.rhs_batch, &dims.rhs_contracting);
+                let own: Vec<usize> = dims.rhs_batch.iter().chain(&free).copied().collect();
+                let to: Vec<usize> = own.iter().map(|&a| self.plan.rhs.shape[a]).collect();
+                Some(dense_zero_points(z, &plan.split, &own, &to)?)
+            }
+            _ => None,
+        };
+        Ok((scales, zero_points))
+    }
+
+    fn left_scales(&self, value: &Value) -> Result<(Vec<f32>, Option<Vec<i32>>), EvalError> {
+        let (axes_of, _) = product_axes(&self.plan);
+        let scales = match (scale(value), &self.plan.lhs.scale) {
+            (Some(scale), Some(plan)) => dense_scales(scale, plan, &self.plan.product_shape, &axes_of)?,
+            _ => vec![1.0; self.sizes.batch * self.sizes.rows],
+        };
+        let dims = &self.plan.dims;
+        let zero_points = match (zero_point(value), &self.plan.lhs.zero_point) {
+            (Some(z), Some(plan)) => {
+                let free = axes(self.plan.lhs.shape.len(), &dims.lhs_batch, &dims.lhs_contracting);
+                let own: Vec<usize> = dims.lhs_batch.iter().chain(&free).copied().collect();
+                let to: Vec<usize> = own.iter().map(|&a| self.plan.lhs.shape[a]).collect();
+                Some(dense_zero_points(z, &plan.split, &own, &to)?)
+            }
+            _ => None,
+        };
+        Ok((scales, zero_points))
+    }
+}
+
+impl Step for IntegerDot {
+    fn name(&self) -> &'static str {
+        "int8-dot"
+    }
+
+    fn run(&self, operands: Vec<Value>, context: &Context<'_>) -> Result<Value, EvalError> {
+        let left = operands.first().ok_or_else(|| fail("an operand is missing"))?;
+        check(left, &self.lhs)?;
+        let Sizes { batch, rows, depth, columns } = self.sizes;
+        let packed;
+        let (panels, right_scales, right_zero_points) = match &self.right {
+            Right::Packed { panels, scales, zero_points } => {
+                (panels, Cow::Borrowed(scales), zero_points.clone())
+            }
+            Right::Dynamic => {
+                let right = operands.get(1).ok_or_else(|| fail("an operand is missing"))?;
+                check(right, &self.rhs)?;
+                packed = pack(stored(right)?, &self.rhs_side, self.sizes)?;
+                let (scales, zero_points) = self.right_scales(right)?;
+                (&packed, Cow::Owned(scales), zero_points)
+            }
+        };
+        let (values, side) = self.lhs_side.read(stored(left)?)?;
+        let (left_scales, left_zero_points) = self.left_scales(left)?;
+        let starts = side.starts(batch);
+        // Correcting for a right zero point takes the sums of the left rows.
+        let row_sums = right_zero_points.as_ref().map(|_| {
+            let mut sums = Vec::with_capacity(batch * rows);
+            for &start in &starts {
+                for row in 0..rows {
+                    let at = start + row * side.free() as usize;
+                    sums.push(values[at..at + depth].iter().fold(0i32, |s, &v| s.wrapping_add(v.into())));
+                }
+            }
+            sums
+        });
+
+        let outer = batch / self.tiles.max(1);
+        let mut out = context.buffers.for_array(DType::F32, &self.plan.shape)?;
+        out.values_mut::<f32>().fill(0.0);
+        if outer * rows * columns == 0 || self.tiles == 0 {
+            return Ok(Value::Array(from_f32(out, self.dtype, &self.plan.shape, context)?));
+        }
+        let (row_piece, column_piece) = pieces(self.sizes);
+        let mut tasks = Vec::new();
+        for (o, out) in out.values_mut::<f32>().chunks_exact_mut(rows * columns).enumerate() {
+            let mut rest =
+                MatMut::new(out, rows, columns).ok_or_else(|| fail("the output has another size"))?;
+            let mut row = 0;
+            while rest.rows() > 0 {
+                let (mut band, below) = rest.split_rows(row_piece);
+                rest = below;
+                let mut column = 0;
+                while band.cols() > 0 {
+                    let (tile, beyond) = band.split_columns(column_piece);
+                    band = beyond;
+                    tasks.push((o, row, column, tile));
+                    column += column_piece;
+                }
+                row += row_piece;
+            }
+        }
+        let kernel = best();
+        run_tasks(tasks, self.sizes, |(o, row, column, mut tile)| {
+            let (count, width) = (tile.rows(), tile.cols());
+            let mut sums = vec![0i32; count * width];
+            let (mut space, mut spare) = (Workspace::default(), Vec::new());
+            for t in 0..self.tiles {
+                let b = o * self.tiles + t;
+                let at = starts[b] + row * side.free() as usize;
+                let left = values.get(at..).unwrap_or_default();
+                let Some(left) = Rows::new(left, count, depth, side.free() as usize) else { continue };
+                multiply(kernel, left, &panels[b], column..column + width, &mut sums, &mut space);
+                for (r, sums) in sums.chunks_exact_mut(width).enumerate() {
+                    if let Some(z) = &left_zero_points {
+                        let z = z[b * rows + row + r];
+                        for (sum, &column_sum) in sums.iter_mut().zip(&panels[b].column_sums()[column..]) {
+                            *sum = sum.wrapping_sub(z.wrapping_mul(column_sum));
+                        }
+                    }
+                    if let (Some(z), Some(row_sums)) = (&right_zero_points, &row_sums) {
+                        let row_sum = row_sums[b * rows + row + r];
+                        for (sum, &z) in sums.iter_mut().zip(&z[b * columns + column..]) {
+                            *sum = sum.wrapping_sub(z.wrapping_mul(row_sum));
+                        }
+                    }
+                    let right = &right_scales[b * columns + column..][..width];
+                    let scale = left_scales[b * rows + row + r];
+                    self.rounding.integers(sums, scale, right, t > 0, tile.row_mut(r), &mut spare);
+                }
+            }
+        });
+        finish(out, self.result, self.dtype, &self.plan.shape, context)
+    }
+}
+
+/// Rounds to what the product's own dtype holds, then to the node's.
+fn finish(
+    mut out: crate::buffers::Block,
+    result: DType,
+    dtype: DType,
+    shape: &[usize],
+    context: &Context<'_>,
+) -> Result<Value, EvalError> {
+    crate::steps::scales::round(out.values_mut(), result);
+    Ok(Value::Array(from_f32(out, dtype, shape, context)?))
+}
+
+/// Rows and columns of a task: about 2^23 multiplications, of columns in whole panels.
+fn pieces(sizes: Sizes) -> (usize, usize) {
+    const TASK: usize = 1 << 23;
+    let task = if sizes.rows < 8 { TASK >> 5 } else { TASK };
+    let (mut rows, mut columns) = (sizes.rows, sizes.columns.next_multiple_of(32));
+    while rows.saturating_mul(columns).saturating_mul(sizes.depth) > 2 * task || rows * columns > 1 << 15 {
+        if columns >= 2 * rows && columns > 64 {
+            columns = (columns / 2).next_multiple_of(32);
+        } else if rows > 48 {
+            rows = (rows / 2).next_multiple_of(12);
+        } else if columns > 64 {
+            columns = (columns / 2).next_multiple_of(32);
+        } else {
+            break;
+        }
+    }
+    (rows.max(1), columns.max(1))
+}
+
+/// Stored floats by stored numbers, multiplied in f32.
+struct FloatDot {
+    plan: QuantizedDot,
+    infos: [OperandInfo; 2],
+    lhs: FloatSide,
+    rhs: FloatSide,
+    sizes: Sizes,
+    tiles: usize,
+    rounding: Rounding,
+    dtype: DType,
+}
+
+impl Step for FloatDot {
+    fn name(&self) -> &'static str {
+        "stored-dot"
+    }
+
+    fn run(&self, operands: Vec<Value>, context: &Context<'_>) -> Result<Value, EvalError> {
+        let [left, right] = &operands[..] else { return Err(fail("an operand is missing")) };
+        check(left, &self.infos[0])?;
+        check(right, &self.infos[1])?;
+        let wide = |value| Ok::<_, EvalError>(stored(value)?.convert(DType::F32));
+        let (a, b) = (wide(left)?, wide(right)?);
+        let mut sums = product(&self.lhs, &self.rhs, &a, &b, self.sizes, &self.plan.product_shape, context)?;
+        let (left_axes, right_axes) = product_axes(&self.plan);
+        let scales = |value: &Value, plan: &Option<_>, axes: &[usize], count| match (scale(value), plan) {
+            (Some(scale), Some(plan)) => dense_scales(scale, plan, &self.plan.product_shape, axes),
+            _ => Ok(vec![1.0; count]),
+        };
+        let Sizes { batch, rows, columns, .. } = self.sizes;
+        let left = scales(left, &self.plan.lhs.scale, &left_axes, batch * rows)?;
+        let right = scales(right, &self.plan.rhs.scale, &right_axes, batch * columns)?;
+        let mut out = context.buffers.for_array(DType::F32, &self.plan.shape)?;
+        let result = out.values_mut::<f32>();
+        result.fill(0.0);
+        for (i, row) in sums.values_mut::<f32>().chunks_exact_mut(columns.max(1)).enumerate() {
+            let (b, r) = (i / rows, i % rows);
+            crate::steps::scales::round(row, self.plan.accumulator);
+            self.rounding.floats(row, left[i], &right[b * columns..][..columns]);
+            let (o, t) = (b / self.tiles, b % self.tiles);
+            put(row, t > 0, &mut result[(o * rows + r) * columns..][..columns]);
+        }
+        finish(out, self.plan.result, self.dtype, &self.plan.shape, context)
+    }
+}
+
+/// A float side by a weight that is dequantized a panel at a time.
+struct WeightOnly {
+    lhs: FloatSide,
+    weight: Weight,
+    sizes: Sizes,
+    result: DType,
+    dtype: DType,
+    shape: Vec<usize>,
+}
+
+impl Step for WeightOnly {
+    fn name(&self) -> &'static str {
+        "weight-only-dot"
+    }
+
+    fn run(&self, operands: Vec<Value>, context: &Context<'_>) -> Result<Value, EvalError> {
+        let Some(Value::Array(a)) = operands.first() else { return Err(fail("an operand is missing")) };
+        let Sizes { batch, rows, depth, .. } = self.sizes;
+        let (values, side) = self.lhs.read(a, (batch, rows, depth))?;
+        let mut out = context.buffers.for_array(DType::F32, &self.shape)?;
+        self.weight.multiply(&values, &side, self.sizes, out.values_mut())?;
+        finish(out, self.result, self.dtype, &self.shape, context)
+    }
+}
+
+/// Dequantizes what is quantized, whole, then multiplies floats.
+struct Dequantized {
+    lhs: FloatSide,
+    rhs: FloatSide,
+    /// A side that does not depend on the call.
+    known: [Option<QArray>; 2],
+    sizes: Sizes,
+    result: DType,
+    dtype: DType,
+    shape: Vec<usize>,
+}
+
+impl Step for Dequantized {
+    fn name(&self) -> &'static str {
+        "dequantized-dot"
+    }
+
+    fn run(&self, operands: Vec<Value>, context: &Context<'_>) -> Result<Value, EvalError> {
+        let mut rest = operands.into_iter();
+        let mut side = |known: &Option<QArray>| match known {
+            Some(q) => Ok(qwix_quant::dequantize(q)?),
+            None => match rest.next() {
+                Some(Value::QArray(q)) => Ok(qwix_quant::dequantize(&q)?),
+                Some(Value::Array(array)) => Ok(array),
+                Some(Value::Tuple(_)) | None => Err(fail("an operand is missing")),
+            },
+        };
+        let (a, b) = (side(&self.known[0])?, side(&self.known[1])?);
+        let out = product(&self.lhs, &self.rhs, &a, &b, self.sizes, &self.shape, context)?;
+        finish(out, self.result, self.dtype, &self.shape, context)
+    }
+}
+
+/// The axes of one side.
+struct Axes<'a> {
+    batch: &'a [usize],
+    contracted: &'a [usize],
+}
+
+fn left_axes(dims: &DotDims) -> Axes<'_> {
+    Axes { batch: &dims.lhs_batch, contracted: &dims.lhs_contracting }
+}
+
+fn right_axes(dims: &DotDims) -> Axes<'_> {
+    Axes { batch: &dims.rhs_batch, contracted: &dims.rhs_contracting }
+}
+
+fn float_side(shape: &[usize], axes: Axes<'_>) -> Option<FloatSide> {
+    FloatSide::new(&View::dense(shape), axes.batch, axes.contracted)
+}
+
+fn in_place(shape: &[usize], own: &Axes<'_>) -> Option<Side> {
+    let free = axes(shape.len(), own.batch, own.contracted);
+    Side::new(&View::dense(shape), own.batch, &free, own.contracted)
+}
+
+fn known<'a>(planning: &'a Planning<'_>, id: NodeId) -> Option<&'a Value> {
+    planning.known[id.index()].as_ref()
+}
+
+pub(super) fn plan(planning: &Planning<'_>, id: NodeId) -> Option<Planned> {
+    let node = planning.node(id);
+    let Op::Dot(dims) = &node.op else { return None };
+    let &[a, b] = &node.operands[..] else { return None };
+    let dtype = planning.array_type(id)?.dtype;
+    if !matches!(dtype, DType::F32 | DType::BF16 | DType::F16 | DType::S32) {
+        return None;
+    }
+    let (lhs, rhs) = (info(planning, a)?, info(planning, b)?);
+    // Plain arrays of floats are the float step's.
+    if lhs.quantized.is_none() && rhs.quantized.is_none() {
+        return plain(planning, id, dims, lhs, rhs);
+    }
+    match dot_plan(&lhs, &rhs, dims, None).ok()? {
+        DotPlan::Dequantize { result, shape } => {
+            dequantize_first(planning, [a, b], dims, [lhs, rhs], result, dtype, shape)
+        }
+        DotPlan::Multiply(plan) => {
+            let tiles = plan.sum_axes.iter().map(|&axis| plan.product_shape[axis]).product();
+            let rounding = Rounding::new(
+                plan.accumulator,
+                lhs.quantized.as_ref().map(|_| lhs.dtype),
+                rhs.quantized.as_ref().map(|_| rhs.dtype),
+            )?;
+            if is_byte(lhs.value_dtype()) && is_byte(rhs.value_dtype()) && plan.accumulator == DType::S32 {
+                return integers(planning, [a, b], *plan, [lhs, rhs], tiles, rounding, dtype);
+            }
+            if plan.accumulator == DType::S32
+                || plan.lhs.zero_point.is_some()
+                || plan.rhs.zero_point.is_some()
+            {
+                return None;
+            }
+            let sizes = sizes(&plan.dims, &plan.lhs.shape, &plan.rhs.shape);
+            let step = FloatDot {
+                lhs: float_side(&plan.lhs.shape, left_axes(&plan.dims))?,
+                rhs: float_side(&plan.rhs.shape, right_axes(&plan.dims))?,
+                plan: *plan,
+                infos: [lhs, rhs],
+                sizes,
+                tiles,
+                rounding,
+                dtype,
+            };
+            Planned::of(node, step)
+        }
+    }
+}
+
+fn integers(
+    planning: &Planning<'_>,
+    [a, b]: [NodeId; 2],
+    plan: QuantizedDot,
+    [lhs, rhs]: [OperandInfo; 2],
+    tiles: usize,
+    rounding: Rounding,
+    dtype: DType,
+) -> Option<Planned> {
+    if dtype == DType::S32 {
+        return None;
+    }
+    let sizes = sizes(&plan.dims, &plan.lhs.shape, &plan.rhs.shape);
+    let Sizes { batch, rows, depth, columns } = sizes;
+    let lhs_side = ByteSide::new(&plan.lhs.shape, &left_axes(&plan.dims), (batch, rows, depth), true)?;
+    let rhs_side = ByteSide::new(&plan.rhs.shape, &right_axes(&plan.dims), (batch, columns, depth), false)?;
+    let mut step = IntegerDot {
+        result: plan.result,
+        plan,
+        lhs,
+        rhs,
+        lhs_side,
+        rhs_side,
+        sizes,
+        tiles,
+        rounding,
+        right: Right::Dynamic,
+        dtype,
+    };
+    let mut operands = vec![a, b];
+    if let Some(value) = known(planning, b) {
+        check(value, &step.rhs).ok()?;
+        let panels = pack(stored(value).ok()?, &step.rhs_side, sizes).ok()?;
+        let (scales, zero_points) = step.right_scales(value).ok()?;
+        step.right = Right::Packed { panels, scales, zero_points };
+        operands.pop();
+    }
+    Some(Planned { step: Box::new(step), operands })
+}
+
+fn dequantize_first(
+    planning: &Planning<'_>,
+    [a, b]: [NodeId; 2],
+    dims: &DotDims,
+    [lhs, rhs]: [OperandInfo; 2],
+    result: DType,
+    dtype: DType,
+    shape: Vec<usize>,
+) -> Option<Planned> {
+    let narrow = |dtype| matches!(dtype, DType::F32 | DType::BF16 | DType::F16);
+    if !narrow(lhs.dtype) || !narrow(rhs.dtype) || !narrow(result) || !narrow(dtype) {
+        return None;
+    }
+    let sizes = sizes(dims, &lhs.shape, &rhs.shape);
+    let left = float_side(&lhs.shape, left_axes(dims))?;
+    if lhs.quantized.is_none()
+        && let Some(Value::QArray(q)) = known(planning, b)
+        && let Some(side) = in_place(&rhs.shape, &right_axes(dims))
+        && let Some(weight) = Weight::new(q, side, &right_axes_of(dims, rhs.shape.len()), sizes)
+    {
+        let step = WeightOnly { lhs: left, weight, sizes, result, dtype, shape };
+        return Some(Planned { step: Box::new(step), operands: vec![a] });
+    }
+    let fixed = |id| match known(planning, id) {
+        Some(Value::QArray(q)) => Some(q.clone()),
+        _ => None,
+    };
+    let known = [fixed(a), fixed(b)];
+    let operands = [a, b].into_iter().zip(&known).filter(|(_, k)| k.is_none()).map(|(id, _)| id).collect();
+    let right = float_side(&rhs.shape, right_axes(dims))?;
+    let step = Dequantized { lhs: left, rhs: right, known, sizes, result, dtype, shape };
+    Some(Planned { step: Box::new(step), operands })
+}
+
+/// Batch, contracted and free axes of the right side.
+fn right_axes_of(dims: &DotDims, rank: usize) -> [Vec<usize>; 3] {
+    [dims.rhs_batch.clone(), dims.rhs_contracting.clone(), axes(rank, &dims.rhs_batch, &dims.rhs_contracting)]
+}
+
+/// A dot of plain bytes to int32, as lowered graphs have it.
+struct PlainIntegers {
+    lhs: ByteSide,
+    rhs: ByteSide,
+    sizes: Sizes,
+    packed: Option<Vec<PackedB>>,
+    shape: Vec<usize>,
+}
+
+impl Step for PlainIntegers {
+    fn name(&self) -> &'static str {
+        "int8-product"
+    }
+
+    fn run(&self, operands: Vec<Value>, context: &Context<'_>) -> Result<Value, EvalError> {
+        let Sizes { rows, depth, columns, .. } = self.sizes;
+        let missing = || fail("an operand is missing");
+        let (left, side) = self.lhs.read(stored(operands.first().ok_or_else(missing)?)?)?;
+        let starts = side.starts(self.sizes.batch);
+        let stride = side.free() as usize;
+        let own;
+        let panels = match &self.packed {
+            Some(panels) => panels,
+            None => {
+                own = pack(stored(operands.get(1).ok_or_else(missing)?)?, &self.rhs, self.sizes)?;
+                &own
+            }
+        };
+        let mut out = context.buffers.for_array(DType::S32, &self.shape)?;
+        let kernel = best();
+        let mut tasks = Vec::new();
+        if rows * columns > 0 {
+            let piece = 48 * columns;
+            for (b, out) in out.values_mut::<i32>().chunks_exact_mut(rows * columns).enumerate() {
+                tasks.extend(out.chunks_mut(piece).enumerate().map(|(i, out)| (b, i * 48, out)));
+            }
+        }
+        run_tasks(tasks, self.sizes, |(b, row, out)| {
+            let count = out.len() / columns;
+            let left = left.get(starts[b] + row * stride..).unwrap_or_default();
+            if let Some(left) = Rows::new(left, count, depth, stride) {
+                multiply(kernel, left, &panels[b], 0..columns, out, &mut Workspace::default());
+            }
+        });
+        Ok(Value::Array(out.into_array(DType::S32, &self.shape)?))
+    }
+}
+
+fn plain(
+    planning: &Planning<'_>,
+    id: NodeId,
+    dims: &DotDims,
+    lhs: OperandInfo,
+    rhs: OperandInfo,
+) -> Option<Planned> {
+    let ty = planning.array_type(id)?;
+    let byte = |dtype| matches!(dtype, DType::S8 | DType::S4 | DType::S2);
+    if ty.dtype != DType::S32 || !byte(lhs.dtype) || !byte(rhs.dtype) {
+        return None;
+    }
+    let sizes = sizes(dims, &lhs.shape, &rhs.shape);
+    let Sizes { batch, rows, depth, columns } = sizes;
+    let left = ByteSide::new(&lhs.shape, &left_axes(dims), (batch, rows, depth), true)?;
+    let right = ByteSide::new(&rhs.shape, &right_axes(dims), (batch, columns, depth), false)?;
+    let &[a, b] = &planning.node(id).operands[..] else { return None };
+    let (packed, operands) = match planning.known_array(b) {
+        Some(array) => (Some(pack(array, &right, sizes).ok()?), vec![a]),
+        None => (None, vec![a, b]),
+    };
+    let step = PlainIntegers { lhs: left, rhs: right, sizes, packed, shape: ty.shape.clone() };
+    Some(Planned { step: Box::new(step), operands })
+}
