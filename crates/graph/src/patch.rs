@@ -338,16 +338,20 @@ fn rebuild(
             }
         }
     }
+    let mut replaced: BTreeMap<NodeId, Vec<(usize, &Node)>> = BTreeMap::new();
+    for (p, patch) in patches.iter().enumerate() {
+        for (&id, node) in &patch.replaced {
+            replaced.entry(id).or_default().push((p, node));
+        }
+    }
     for (id, node) in computation.iter() {
         for &(p, i) in before.get(&id).map_or(&[][..], Vec::as_slice) {
             let inserted = &patches[p].inserted[i].node;
             let operands = out.resolve(computation, p, &inserted.operands, inserted)?;
             out.new[p][i] = Some(out.push_new(inserted.clone(), &operands));
         }
-        let replacements =
-            patches.iter().enumerate().filter_map(|(p, patch)| patch.replaced.get(&id).map(|n| (p, n)));
         let mut resolved: Option<Node> = None;
-        for (p, replacement) in replacements {
+        for &(p, replacement) in replaced.get(&id).map_or(&[][..], Vec::as_slice) {
             let operands = out.resolve(computation, p, &replacement.operands, replacement)?;
             let replacement = Node { operands, ..replacement.clone() };
             if resolved.get_or_insert_with(|| replacement.clone()) != &replacement {
