@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use qwix_eval::{Backend, EvalError, Executable, Params};
-use qwix_graph::{Graph, Patch, Path};
+use qwix_graph::{Graph, Patch};
 
 use crate::explain::{Outcome, Verdict};
 use crate::providers::{Choice, Decision, Provider};
@@ -176,21 +176,7 @@ fn rewrite_one(
         rule,
         reason,
     };
-    provider.rewrite(graph, site, choice, &reserved_path(graph, site)).map(Some).map_err(fail)
-}
-
-/// The path of a weight whose own is taken: `embed/embedding@dot_general0`, with the module where it is not the weight's.
-fn reserved_path(graph: &Graph, site: &Site) -> Path {
-    let weight = site.rhs.weight.as_ref().or(site.lhs.weight.as_ref());
-    let Some(parameter) = weight.and_then(|w| graph.parameters.get(w.parameter)) else {
-        return Path::default();
-    };
-    let path = &parameter.path;
-    if path.parent() == site.module_path {
-        Path::new(&format!("{path}@{}", site.op_id))
-    } else {
-        Path::new(&format!("{path}@{}.{}", site.module_path.as_str().replace('/', "."), site.op_id))
-    }
+    provider.rewrite(graph, site, choice).map(Some).map_err(fail)
 }
 
 /// Weights that are taken in parts, or in loops, are quantized in place only if all their uses can take that; where one

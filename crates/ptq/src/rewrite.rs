@@ -10,25 +10,23 @@ use crate::{AxisUse, Operand, Product, Site, Storage, Weight};
 
 /// Weights become parameters where they can be stored, other sides are quantized when the model runs; the op takes
 /// what results, and its type stays.
-pub(crate) fn quantize_sides(
-    graph: &Graph,
-    site: &Site,
-    choice: &Choice,
-    reserved: &Path,
-) -> Result<Patch, String> {
+pub(crate) fn quantize_sides(graph: &Graph, site: &Site, choice: &Choice) -> Result<Patch, String> {
     let mut patch = Patch::new(graph, &site.at).map_err(|e| e.to_string())?;
-    let mut side = |operand: &Operand, side: &Option<Side>| -> Result<NodeId, String> {
+    let is_weight = |side: &Option<Side>| side.as_ref().is_some_and(|s| s.weight);
+    let both = is_weight(&choice.lhs) && is_weight(&choice.rhs);
+    let mut side = |operand: &Operand, side: &Option<Side>, suffix: &str| -> Result<NodeId, String> {
         match (side, &operand.weight) {
             (None, _) => Ok(operand.node),
             (Some(Side { how, weight: true }), Some(weight)) => {
-                weight_side(&mut patch, graph, site, weight, how, reserved)
+                weight_side(&mut patch, graph, site, weight, how, suffix)
             }
             (Some(Side { how, .. }), _) => {
                 patch.insert(site.node, Op::Quantize(how.clone()), &[operand.node]).map_err(|e| e.to_string())
             }
         }
     };
-    let operands = [side(&site.lhs, &choice.lhs)?, side(&site.rhs, &choice.rhs)?];
+    let suffix = if both { "_lhs" } else { "" };
+    let operands = [side(&site.lhs, &choice.lhs, suffix)?, side(&site.rhs, &choice.rhs, "")?];
     let op = match &site.product {
         Product::Dot(dims) => Op::Dot(dims.clone()),
         Product::Convolution(dims) => Op::Convolution(dims.clone()),
@@ -43,7 +41,7 @@ fn weight_side(
     site: &Site,
     weight: &Weight,
     how: &HowToQuantize,
-    reserved: &Path,
+    suffix: &str,
 ) -> Result<NodeId, String> {
     let parameter = graph.parameters.get(weight.parameter).ok_or("its weight is no parameter")?;
     let Type::Array(source_type) = &parameter.ty else {
@@ -65,7 +63,8 @@ fn weight_side(
                 role: Role::Variable,
                 ..parameter.clone()
             };
-            patch.add_parameter(stored, reserved.clone()).map_err(|e| e.to_string())
+            let otherwise = reserved_path(&parameter.path, site, suffix);
+            patch.add_parameter(stored, otherwise).map_err(|e| e.to_string())
         }
         Storage::InPlace { axes, chain } => {
             let granularity = axes
@@ -89,6 +88,18 @@ fn weight_side(
             patch.insert(site.node, Op::Quantize(how.clone()), &[weight.source]).map_err(|e| e.to_string())
         }
     }
+}
+
+/// The path of a quantized weight whose own is taken: `embed/embedding@dot_general0`, with the module where it is not
+/// the weight's.
+fn reserved_path(path: &Path, site: &Site, suffix: &str) -> Path {
+    let (module, op_id) = (&site.module_path, &site.op_id);
+    let place = if path.parent() == *module {
+        format!("{op_id}{suffix}")
+    } else {
+        format!("{}.{op_id}{suffix}", module.as_str().replace('/', "."))
+    };
+    Path::new(&format!("{path}@{place}"))
 }
 
 fn shape_of(graph: &Graph, site: &Site, id: NodeId) -> Result<Vec<usize>, String> {

@@ -40,6 +40,18 @@ fn shared() -> Result<Graph, GraphError> {
     b.finish(e)
 }
 
+/// `w` times itself turned, and `w` as it is.
+fn squared() -> Result<Graph, GraphError> {
+    let mut b = GraphBuilder::new("squared");
+    let w = b.variable("m/w", f32s(&[8, 8]))?;
+    let x = b.input("x", f32s(&[8, 8]))?;
+    let turned = b.transpose(w, &[1, 0])?;
+    let a = dot(&mut b, w, turned)?;
+    let c = b.binary(BinaryOp::Add, a, w)?;
+    let d = b.binary(BinaryOp::Add, c, x)?;
+    b.finish(d)
+}
+
 /// The left half of `w`, then the right half.
 fn halves() -> Result<Graph, GraphError> {
     let mut b = GraphBuilder::new("halves");
@@ -217,6 +229,12 @@ fn rows() -> Vec<Row> {
                 "quantized parameter in",
                 "quantized parameter",
             ],
+        ),
+        (
+            "squared",
+            squared().unwrap(),
+            &["m/w", "m/w@dot_general0", "m/w@dot_general0_lhs"],
+            &["quantized parameter in the shape"],
         ),
         ("halves", halves().unwrap(), &["w"], &["quantized parameter, stacked"; 2]),
         (

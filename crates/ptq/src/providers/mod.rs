@@ -4,7 +4,7 @@ mod ptq;
 
 use qwix_array::Array;
 use qwix_eval::Value;
-use qwix_graph::{Graph, Patch, Path, Slot};
+use qwix_graph::{Graph, Patch, Slot};
 use qwix_quant::HowToQuantize;
 
 use crate::quantize_params::round_to_nearest;
@@ -59,12 +59,12 @@ pub trait Provider {
     /// When the rule asks for what this site cannot do.
     fn decide(&self, site: &Site, rule: usize) -> Result<Decision, PtqError>;
 
-    /// The edit that does it. `reserved` is a path for a new weight whose own is taken.
+    /// The edit that does it.
     ///
     /// # Errors
     /// When the graph has no room for it, in words.
-    fn rewrite(&self, graph: &Graph, site: &Site, choice: &Choice, reserved: &Path) -> Result<Patch, String> {
-        quantize_sides(graph, site, choice, reserved)
+    fn rewrite(&self, graph: &Graph, site: &Site, choice: &Choice) -> Result<Patch, String> {
+        quantize_sides(graph, site, choice)
     }
 
     /// What calibration keeps of an activation that enters a site; nothing unless the algorithm needs it.
