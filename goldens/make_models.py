@@ -196,6 +196,8 @@ class Oracle:
       qparams = qwix.quantize_params(params, abstract)
       apply = jax.jit(ptq_model.apply)
       self.run = lambda *x: apply({'params': qparams, **self.others}, *x)
+      to = m.to_twin if m.kind == 'linen' and twin else lambda p: p
+      self.rerun = lambda p, *x: apply({'params': qwix.quantize_params(to(p), abstract), **self.others}, *x)
     else:
       ptq_model = qwix.quantize_model(self.module, provider, *m.inputs)
       pure = nnx.to_pure_dict(nnx.state(self.module, nnx.Param))
@@ -205,6 +207,13 @@ class Oracle:
       qparams = nnx.to_pure_dict(nnx.state(ptq_model, nnx.Param))
       apply = jax.jit(lambda s, *x: nnx.merge(graphdef, s)(*x))
       self.run = lambda *x: apply(state, *x)
+
+      def rerun(params, *x):
+        part = jax.tree_util.tree_map_with_path(lambda path, _: functools.reduce(lambda t, k: t[k.key], path, params), pure)
+        nnx.update(ptq_model, qwix.quantize_params(part, ptq_model))
+        return apply(nnx.split(ptq_model)[1], *x)
+
+      self.rerun = rerun
     unused = provider.get_unused_rules()
     self.unused = [i for i, r in enumerate(provider._rules) if any(r is u for u in unused)]
     outputs = jax.tree.leaves(self.run(*m.inputs))
@@ -223,6 +232,33 @@ def flatten_quantized(tree):
 def relative(a, b):
   a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
   return float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30)) if a.size else 0.0
+
+
+def self_noise(o, outputs):
+  """How alike Qwix's errors are to its own when what it does not quantize moves by a unit in the last place.
+
+  The least cosine of the two quantization errors and the largest ratio of their norms, over random moves.
+  """
+  r = rng('self_noise', o.name)
+
+  def move(x):
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+      return x
+    return jnp.nextafter(x, jnp.asarray(np.where(r.rand(*x.shape) < 0.5, -np.inf, np.inf), x.dtype))
+
+  def move_param(path, x):
+    return move(x) if x.ndim < 2 or path[-1].key == 'embedding' else x
+
+  cosine, ratio = 1.0, 1.0
+  for _ in range(48):
+    params = jax.tree_util.tree_map_with_path(move_param, o.params)
+    inputs = jax.tree.map(move, o.spec.inputs)
+    for a, b, f in zip(outputs, jax.tree.leaves(o.rerun(params, *inputs)), o.outputs):
+      a, b = (np.ravel(np.asarray(x, np.float64) - np.asarray(f, np.float64)) for x in (a, b))
+      n, m = np.linalg.norm(a), np.linalg.norm(b)
+      if n > 0 and m > 0:
+        cosine, ratio = min(cosine, a @ b / (n * m)), max(ratio, n / m, m / n)
+  return float('%.3g' % cosine), float('%.3g' % ratio)
 
 
 def make_model(name, cases):
@@ -274,6 +310,8 @@ def make_model(name, cases):
     ties = any('act_qtype' in r and ',0.' not in r.get('act_calibration_method', '') for r in rules)
     info['comparison'] = 'cosine' if ties and (m.deep or noise > 1e-5 or narrow) else 'exact'
     info['noise_nudged'] = float('%.2g' % noise)
+    if info['comparison'] == 'cosine':
+      info['noise_cosine'], info['noise_norms'] = self_noise(o, outputs)
     info['error'] = float('%.3g' % max(relative(a, b) for a, b in zip(outputs, o.outputs)))
     notes = []
     if wide:
