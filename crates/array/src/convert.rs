@@ -169,6 +169,24 @@ impl Target for Pred {
     }
 }
 
+impl DType {
+    /// The nearest number that a float dtype has, rounded once and to even on ties, as [`Array::from_f64`] would store
+    /// it; for other dtypes the number itself.
+    pub fn round(self, x: f64) -> f64 {
+        match self {
+            DType::F16 => f16_from_f64(x).to_f64(),
+            DType::BF16 => bf16_from_f64(x).to_f64(),
+            DType::F32 => x as f32 as f64,
+            DType::F8E4M3FN => F8E4M3FN::from_f64(x).to_f32() as f64,
+            DType::F8E5M2 => F8E5M2::from_f64(x).to_f32() as f64,
+            DType::F4E2M1FN => F4E2M1FN::from_f64(x).to_f32() as f64,
+            DType::F64 | DType::Pred => x,
+            DType::S2 | DType::S4 | DType::S8 | DType::S16 | DType::S32 | DType::S64 => x,
+            DType::U4 | DType::U8 | DType::U16 | DType::U32 | DType::U64 => x,
+        }
+    }
+}
+
 impl Array {
     /// The same numbers in another dtype, as XLA's CPU backend converts them.
     ///

@@ -67,23 +67,14 @@ fn fixed(dtype: DType, rank: usize, min: f64, max: f64) -> Result<Range, QuantEr
 }
 
 /// Each element times a number that is rounded to the array's dtype first, and the product as well.
+///
+/// Here and elsewhere, sums, products, quotients and square roots of f32 or narrower numbers are computed in f64 and
+/// then rounded: f64 has more than twice the digits, so it is as if rounded once.
 pub(crate) fn scaled(array: &Array, factor: f64) -> Result<Array, QuantError> {
     let dtype = array.dtype();
-    let factor = round(dtype, factor);
+    let factor = dtype.round(factor);
     let products: Vec<f64> = array.to_f64_vec().into_iter().map(|x| x * factor).collect();
     Ok(Array::from_f64(dtype, array.shape(), &products)?)
-}
-
-/// A number rounded to a float dtype. Sums, products, quotients and square roots of f32 or narrower numbers may be
-/// computed in f64 and then rounded: f64 has more than twice the digits, so it is as if rounded once.
-pub(crate) fn round(dtype: DType, x: f64) -> f64 {
-    match dtype {
-        DType::F32 => x as f32 as f64,
-        DType::BF16 | DType::F16 => {
-            Array::from_f64(dtype, &[], &[x]).map_or(f64::NAN, |a| a.to_f64_vec().into_iter().sum())
-        }
-        _ => x,
-    }
 }
 
 /// What is found in an array before any factor is applied.
@@ -114,7 +105,8 @@ pub(crate) fn statistics(
         DType::F32 => measure::<f32>(array, how, arithmetic, &shape, &runs),
         DType::F64 => measure::<f64>(array, how, arithmetic, &shape, &runs),
         DType::BF16 => measure::<bf16>(array, how, arithmetic, &shape, &runs),
-        _ => measure::<f16>(array, how, arithmetic, &shape, &runs),
+        DType::F16 => measure::<f16>(array, how, arithmetic, &shape, &runs),
+        dtype => Err(QuantError::NotFloat { dtype }),
     }
 }
 

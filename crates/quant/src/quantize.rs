@@ -127,7 +127,10 @@ fn encode<T: Wide>(
                 DType::F8E5M2 => {
                     source.for_each_chunk(|values| encode_float(values, max, T::Real::to_e5m2, &mut codes));
                 }
-                _ => source.for_each_chunk(|values| encode_float(values, max, T::Real::to_e2m1, &mut codes)),
+                DType::F4E2M1FN => {
+                    source.for_each_chunk(|values| encode_float(values, max, T::Real::to_e2m1, &mut codes));
+                }
+                storage => return Err(QuantError::Invalid(format!("{qtype} cannot be stored as {storage}"))),
             }
         }
         Codec::Codebook(codebook) => {

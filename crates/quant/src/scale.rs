@@ -8,7 +8,7 @@
 
 use qwix_array::{Array, DType};
 
-use crate::calibrate::{Statistics, round, scaled, statistics};
+use crate::calibrate::{Statistics, scaled, statistics};
 use crate::{Calibration, HowToQuantize, QType, QuantError, Range, ScaleRounding};
 
 /// How XLA came to see a quantization: the last bit of scales differs.
@@ -93,8 +93,8 @@ pub enum ScaleFactor {
 /// The steps that XLA compiles `statistic · factor / bound` to: one product with a constant, where in bf16 they stay a
 /// product and a division. Lowering writes these out, so that every engine computes the same.
 pub fn scale_factors(qtype: &QType, dtype: DType, factor: Option<f64>) -> Vec<ScaleFactor> {
-    let bound = round(dtype, qtype.symmetric_bound);
-    let factor = factor.map(|factor| round(dtype, factor));
+    let bound = dtype.round(qtype.symmetric_bound);
+    let factor = factor.map(|factor| dtype.round(factor));
     if dtype == DType::BF16 {
         let divide = ScaleFactor::Divide(bound);
         return match factor {
@@ -102,8 +102,8 @@ pub fn scale_factors(qtype: &QType, dtype: DType, factor: Option<f64>) -> Vec<Sc
             None => vec![divide],
         };
     }
-    let reciprocal = round(dtype, 1.0 / bound);
-    vec![ScaleFactor::Multiply(factor.map_or(reciprocal, |factor| round(dtype, factor * reciprocal)))]
+    let reciprocal = dtype.round(1.0 / bound);
+    vec![ScaleFactor::Multiply(factor.map_or(reciprocal, |factor| dtype.round(factor * reciprocal)))]
 }
 
 fn scaled_by(statistic: &Array, factors: &[ScaleFactor]) -> Result<Array, QuantError> {
@@ -116,9 +116,9 @@ fn scaled_by(statistic: &Array, factors: &[ScaleFactor]) -> Result<Array, QuantE
 /// `array / divisor`: truly, or as a product with the reciprocal, by the rules above.
 fn divided(array: &Array, divisor: f64, truly: bool) -> Result<Array, QuantError> {
     let dtype = array.dtype();
-    let divisor = round(dtype, divisor);
+    let divisor = dtype.round(divisor);
     if !truly && dtype != DType::BF16 {
-        return scaled(array, round(dtype, 1.0 / divisor));
+        return scaled(array, dtype.round(1.0 / divisor));
     }
     let quotients: Vec<f64> = array.to_f64_vec().into_iter().map(|x| x / divisor).collect();
     Ok(Array::from_f64(dtype, array.shape(), &quotients)?)
@@ -130,12 +130,12 @@ fn width(max: &Array, min: &Array, factor: Option<f64>) -> Result<Array, QuantEr
     if max.dtype() != dtype || max.shape() != min.shape() {
         return Err(QuantError::Invalid(format!("a range from {min:?} to {max:?}")));
     }
-    let factor = round(dtype, factor.unwrap_or(1.0));
+    let factor = dtype.round(factor.unwrap_or(1.0));
     let difference = |(max, min): (f64, f64)| match dtype {
         DType::F64 => max.mul_add(factor, -min),
         // f64 holds the product exactly.
         DType::F32 => max * factor - min,
-        _ => round(dtype, max * factor) - min,
+        _ => dtype.round(max * factor) - min,
     };
     let widths: Vec<f64> = max.to_f64_vec().into_iter().zip(min.to_f64_vec()).map(difference).collect();
     Ok(Array::from_f64(dtype, min.shape(), &widths)?)
@@ -153,12 +153,12 @@ fn asymmetric(
         return Err(QuantError::Invalid(format!("{qtype} has no asymmetric quantization")));
     };
     let scale = finish(divided(widths, high - low, truly)?, qtype)?;
-    let low = round(dtype, low);
+    let low = dtype.round(low);
     let zero_points: Vec<f64> = min
         .to_f64_vec()
         .into_iter()
         .zip(scale.to_f64_vec())
-        .map(|(min, scale)| round(dtype, low - round(dtype, min / scale)).round_ties_even())
+        .map(|(min, scale)| dtype.round(low - dtype.round(min / scale)).round_ties_even())
         .collect();
     let zero_point = Array::from_f64(dtype, min.shape(), &zero_points)?.convert(qtype.storage);
     Ok((scale, Some(zero_point)))
@@ -202,13 +202,10 @@ fn finish(scale: Array, qtype: &QType) -> Result<Array, QuantError> {
 /// scales within 200 steps of every power of two; in f64, XLA's logarithm is not always the nearest one, and one scale
 /// in ten thousand of those near a power of two comes out differently.
 fn power_of_two(dtype: DType, x: f64) -> f64 {
-    let ln2 = round(dtype, std::f64::consts::LN_2);
-    let narrow = |x: f64| if dtype == DType::F64 { x } else { round(dtype, x as f32 as f64) };
+    let ln2 = dtype.round(std::f64::consts::LN_2);
+    let narrow = |x: f64| if dtype == DType::F64 { x } else { dtype.round(x as f32 as f64) };
     let ln = narrow(x.ln());
-    let log2 = if dtype == DType::BF16 {
-        round(dtype, ln / ln2)
-    } else {
-        round(dtype, ln * round(dtype, 1.0 / ln2))
-    };
-    round(dtype, log2.ceil().exp2())
+    let log2 =
+        if dtype == DType::BF16 { dtype.round(ln / ln2) } else { dtype.round(ln * dtype.round(1.0 / ln2)) };
+    dtype.round(log2.ceil().exp2())
 }
