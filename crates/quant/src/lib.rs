@@ -25,7 +25,7 @@ pub use how::{Calibration, Granularity, HowToQuantize, Parts, Tile};
 pub use plan::{
     BroadcastViews, ConvPlan, DotPlan, MIN_TILE, OperandInfo, QuantizedConv, QuantizedDot, QuantizedInfo,
     ScalePlan, SidePlan, ZeroPointPlan, accumulator_and_result, broadcast_views, conv_plan, dot_plan,
-    promote,
+    higher_precision, promote,
 };
 pub use product::{
     Operand, Side, conv_general_dilated, dot_general, how_to_quantize_conv, how_to_quantize_dot,
