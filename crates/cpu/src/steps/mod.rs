@@ -1,6 +1,7 @@
 //! The steps, a kind a file.
 
 mod control;
+mod conv;
 mod dot;
 mod fused;
 mod indexing;
@@ -24,6 +25,7 @@ const STEPS: &[Planner] = &[
     control::plan,
     dot::plan,
     qdot::plan,
+    conv::plan,
     quantize::plan,
     fused::plan,
     moves::plan,
