@@ -114,6 +114,7 @@ pub(crate) fn plan(
     }
     let mut patches = rewrite(graph, provider, &sites, &decided)?;
     settle_in_place(graph, provider, &mut sites, &decided, &mut patches)?;
+    warn_of_each_run(graph, &sites, &decided, &mut warnings);
     let edits: Vec<Patch> = patches.into_iter().flatten().collect();
     let quantized = graph.apply(&edits).map_err(|e| PtqError::Graph { reason: e.to_string() })?;
     let quantized = share_quantized(&quantized);
@@ -141,6 +142,28 @@ pub(crate) fn plan(
         }
     }
     Ok((PtqModel { graph: quantized, verdicts, warnings, rules: rules.clone(), matched, shadows }, failed))
+}
+
+/// Such weights take as much room as before, and time on each run.
+fn warn_of_each_run(graph: &Graph, sites: &[Site], decided: &Decided, warnings: &mut Vec<Warning>) {
+    for (site, choice) in sites.iter().zip(&decided.choices) {
+        let Some(choice) = choice else { continue };
+        for (operand, side) in [(&site.lhs, &choice.lhs), (&site.rhs, &choice.rhs)] {
+            if side.as_ref().is_some_and(|s| s.weight)
+                && let Some(weight) = &operand.weight
+                && let Storage::EachRun { reason } = &weight.storage
+                && let Some(parameter) = graph.parameters.get(weight.parameter)
+            {
+                warnings.push(Warning {
+                    about: format!("site `{}` {}", site.module_path, site.op_id),
+                    message: format!(
+                        "its weight `{}` stays a float and is quantized on each run: {reason}",
+                        parameter.path
+                    ),
+                });
+            }
+        }
+    }
 }
 
 struct Decided {

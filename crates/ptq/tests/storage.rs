@@ -284,6 +284,10 @@ fn weights_are_kept_where_they_can_be() {
             if storage.len() != said.len() || !storage.iter().zip(said).all(|(s, said)| s.starts_with(said)) {
                 failures.push(format!("{name}: {storage:?}, not {said:?}"));
             }
+            let each_run = said.iter().filter(|s| s.starts_with("float")).count();
+            if model.warnings.len() != each_run {
+                failures.push(format!("{name}: {:?}", model.warnings));
+            }
             let params = quantize_params(&float, &template, None).unwrap();
             let found = run(&model.graph, params);
             let worst = found.iter().zip(&wanted).fold(0f64, |m, (a, b)| m.max((a - b).abs()));

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use qwix_array::element_count;
 use qwix_graph::{Callee, Computation, Graph, NodeId, Op, Prep, Role, SliceDim, Type, UnaryOp};
 use qwix_quant::{Granularity, HowToQuantize};
 
@@ -208,7 +209,7 @@ impl<'a> Walk<'a> {
             Op::Broadcast { dimensions } => {
                 let from = &self.node(operand(0)?)?.ty.as_array()?.shape;
                 let to = shape()?;
-                let repeats = from.iter().product::<usize>() != to.iter().product::<usize>();
+                let repeats = element_count(from) != element_count(&to);
                 let sorted = dimensions.is_sorted();
                 step(if repeats || !sorted { Step::Other("broadcast") } else { Step::Reshape(to) });
             }
