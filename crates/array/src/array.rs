@@ -85,8 +85,9 @@ impl Array {
         range: Range<usize>,
     ) -> Result<Self, ArrayError> {
         let expected = byte_len(dtype, shape)?;
-        let found = buffer.bytes().get(range.clone()).map_or(0, <[u8]>::len);
-        if found != expected {
+        let inside = buffer.bytes().get(range.clone());
+        let found = inside.map_or(0, <[u8]>::len);
+        if inside.is_none() || found != expected {
             return Err(ArrayError::WrongLength {
                 dtype,
                 shape: shape.to_vec(),
@@ -248,8 +249,12 @@ fn count(dtype: DType, shape: &[usize]) -> Result<usize, ArrayError> {
     element_count(shape).ok_or_else(|| ArrayError::TooLarge { dtype, shape: shape.to_vec() })
 }
 
-fn byte_len(dtype: DType, shape: &[usize]) -> Result<usize, ArrayError> {
-    dtype.byte_len(count(dtype, shape)?).ok_or_else(|| ArrayError::TooLarge { dtype, shape: shape.to_vec() })
+/// The bytes of an array; no allocation can have more than `isize::MAX`, one byte an element included.
+pub(crate) fn byte_len(dtype: DType, shape: &[usize]) -> Result<usize, ArrayError> {
+    let most = isize::MAX as usize;
+    let count = count(dtype, shape)?;
+    let bytes = dtype.byte_len(count).filter(|&bytes| bytes <= most && count <= most);
+    bytes.ok_or_else(|| ArrayError::TooLarge { dtype, shape: shape.to_vec() })
 }
 
 impl PartialEq for Array {
@@ -268,6 +273,23 @@ impl fmt::Debug for Array {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_cannot_be_there_is_refused() {
+        const HUGE: usize = 1 << 40;
+        let bytes: Arc<dyn Buffer> = Arc::new(Owned(vec![0u8; 4]));
+        let scalar = Array::scalar(0f32);
+        let failures = [
+            Array::from_bytes(DType::F32, &[0, HUGE, HUGE], Vec::new()),
+            Array::zeros(DType::F64, &[1 << 60]),
+            Array::zeros(DType::S4, &[usize::MAX]),
+            scalar.broadcast_in_dim(&[1 << 61], &[]),
+            Array::from_buffer(DType::U8, &[0], Arc::clone(&bytes), 5..5),
+            Array::from_buffer(DType::U8, &[4], bytes, 1..5),
+        ];
+        let accepted: Vec<_> = failures.iter().enumerate().filter(|f| f.1.is_ok()).collect();
+        assert!(accepted.is_empty(), "{accepted:?}");
+    }
 
     #[test]
     fn only_the_sole_owner_writes() {

@@ -1,6 +1,7 @@
 //! Moving elements about: transposed, broadcast, sliced, reversed, joined.
 
-use crate::{Array, ArrayError, element_count, strides};
+use crate::array::byte_len;
+use crate::{Array, ArrayError, strides};
 
 impl Array {
     /// The axes in another order: axis `i` of the result is axis `permutation[i]` of this array.
@@ -109,6 +110,7 @@ impl Array {
             }
             shape[axis] = shape[axis].saturating_add(array.shape()[axis]);
         }
+        byte_len(first.dtype(), &shape)?;
         let outer: usize = shape[..axis].iter().product();
         let rows: Vec<usize> = arrays.iter().map(|a| a.shape()[axis..].iter().product()).collect();
         if first.dtype().is_packed() {
@@ -123,9 +125,7 @@ impl Array {
     /// The array of `shape` whose element at index `i` is this one's at `offset + Σ i·steps`, in elements.
     /// The caller has made sure that all of them are inside.
     fn gather(&self, shape: &[usize], steps: &[isize], offset: usize) -> Result<Array, ArrayError> {
-        if element_count(shape).is_none_or(|n| self.dtype().byte_len(n).is_none()) {
-            return Err(ArrayError::TooLarge { dtype: self.dtype(), shape: shape.to_vec() });
-        }
+        byte_len(self.dtype(), shape)?;
         let walk = Walk::new(shape, steps, offset);
         if self.dtype().is_packed() {
             let codes = walk.copy::<1>(self.unpack_u8()?.as_chunks().0);

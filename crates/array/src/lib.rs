@@ -22,11 +22,14 @@ pub use float::{F4E2M1FN, F8E4M3FN, F8E5M2};
 pub use half::{bf16, f16};
 
 /// The number of elements of a shape, or `None` when it does not fit a `usize`.
+///
+/// Empty axes count as 1 for what fits: strides and the sizes of parts of the shape are then safe to compute as well.
 pub fn element_count(shape: &[usize]) -> Option<usize> {
-    shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d))
+    let count = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d.max(1)))?;
+    Some(if shape.contains(&0) { 0 } else { count })
 }
 
-/// Row-major strides of a shape, in elements.
+/// Row-major strides of a shape whose [`element_count`] is known, in elements; empty axes count as 1.
 pub fn strides(shape: &[usize]) -> Vec<usize> {
     let mut strides = vec![1; shape.len()];
     for axis in (0..shape.len().saturating_sub(1)).rev() {

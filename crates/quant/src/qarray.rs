@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use qwix_array::{Array, DType};
+use qwix_array::{Array, DType, element_count};
 
 use crate::{QType, QuantError};
 
@@ -173,8 +173,7 @@ type Group = (Vec<usize>, Vec<usize>);
 
 /// The smallest groups of consecutive axes that a reshape keeps apart: sizes before and after, of one product.
 fn reshape_groups(old: &[usize], new: &[usize]) -> Result<Vec<Group>, QuantError> {
-    let count = |shape: &[usize]| shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
-    if count(old) != count(new) {
+    if element_count(old) != element_count(new) {
         return Err(QuantError::Invalid(format!(
             "cannot reshape {old:?} into {new:?}: the numbers of elements differ"
         )));
