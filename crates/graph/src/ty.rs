@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use qwix_array::DType;
+use qwix_array::{DType, element_count};
 use qwix_quant::{Granularity, HowToQuantize, QuantError, Tile};
 
 /// An array's dtype and shape.
@@ -18,6 +18,11 @@ impl ArrayType {
     /// A type from its two parts.
     pub fn new(dtype: DType, shape: impl Into<Vec<usize>>) -> Self {
         ArrayType { dtype, shape: shape.into() }
+    }
+
+    /// The bytes of an array of this type, packed; `None` when they cannot be counted on this machine.
+    pub fn byte_len(&self) -> Option<usize> {
+        self.dtype.byte_len(element_count(&self.shape)?)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::infer::infer;
+use crate::infer::{check_type, infer};
 use crate::{ArrayType, Computation, Graph, GraphError, Node, Op, Path, Prep, Role, Slot, Type};
 
 /// How deep computations may call one another.
@@ -129,6 +129,7 @@ impl Verifier {
             for called in node.op.called() {
                 height = height.max(1 + self.computation(called, depth + 1)?);
             }
+            check_type(&node.ty).map_err(|reason| computation.error(node, reason))?;
             let operands: Vec<&Type> = node.operands.iter().map(|&o| &computation.node(o).ty).collect();
             let ty =
                 infer(&node.op, &operands, &node.ty).map_err(|reason| computation.error(node, reason))?;

@@ -336,7 +336,25 @@ fn faults_are_found_and_located() {
             entry("x = f32[99999999999,99999999999] iota(), iota_dimension=0"),
             "`x` (iota) in `e`: f32[99999999999,99999999999] is too large for this machine",
         ),
+        (
+            entry("x = f32[99999999999,99999999999] parameter(0)"),
+            "`x` (parameter) in `e`: f32[99999999999,99999999999] is too large for this machine",
+        ),
+        (
+            entry(&format!("x = f32[1{}] parameter(0)", ",1".repeat(64))),
+            "`x` (parameter) in `e`: an array of 65 axes, expected at most 64",
+        ),
         (entry("x = q[int9 f32[2] {_} absmax] parameter(0)"), "line 4, column 9: `int9` is not a qtype"),
+        (
+            entry(
+                "x = q[int8 f32[2,1] {_} absmax] parameter(0)\n  y = q[int8 f32[2] {_} absmax] reshape(x)",
+            ),
+            "`x` (parameter) in `e`: q[int8 f32[2,1] {_} absmax]: an array of shape [2, 1] has 2 axes, its granularity 1",
+        ),
+        (
+            entry("x = q[mxfp8 f32[64] {tile 16} absmax] parameter(0)"),
+            "`x` (parameter) in `e`: q[mxfp8 f32[64] {tile 16} absmax]: mxfp8 needs tiles of 32",
+        ),
         (entry("x = f32[2] add(), slice={[0:1"), "line 5, column 1: `[` is closed by `}`"),
         ("HloModule m, a={".to_owned(), "line 1, column 16: `{` is not closed"),
         (

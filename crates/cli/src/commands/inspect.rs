@@ -109,9 +109,7 @@ fn parameter(p: &Parameter) -> ParameterReport {
 }
 
 fn byte_len(ty: &Type) -> Option<u64> {
-    let array = ty.as_array()?;
-    let count = array.shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d))?;
-    Some(array.dtype.byte_len(count)? as u64)
+    Some(ty.as_array()?.byte_len()? as u64)
 }
 
 /// The ops of a computation and of those it calls, each computation once.

@@ -2,6 +2,7 @@
 
 use qwix_array::DType;
 
+use crate::infer::MAX_RANK;
 use crate::proto::{LayoutProto, ShapeProto};
 use crate::{ArrayType, Type};
 
@@ -51,9 +52,6 @@ pub(crate) const TOKEN: i32 = 17;
 /// The most bytes that one array may have: far more than any machine this runs on, few enough to count with.
 const MAX_BYTES: usize = 1 << 40;
 
-/// The most axes that an array may have.
-const MAX_RANK: usize = 64;
-
 /// A dtype's `PrimitiveType`.
 pub(crate) fn primitive_of(dtype: DType) -> i32 {
     // Every dtype has a row; the test holds the table to it.
@@ -77,15 +75,10 @@ pub(super) fn type_of(shape: &ShapeProto) -> Result<Type, String> {
             let Some(&(dtype, _)) = PRIMITIVES.iter().find(|row| row.1 == element_type) else {
                 return Ok(Type::Opaque(opaque_name(element_type, &dims)));
             };
-            // Empty axes count as one, so that strides can be computed as well.
-            let bytes = dims
-                .iter()
-                .try_fold(1usize, |n, &d| n.checked_mul(d.max(1)))
-                .and_then(|count| dtype.byte_len(count))
-                .filter(|&bytes| bytes <= MAX_BYTES);
-            match bytes {
-                Some(_) => Ok(Type::array(dtype, dims)),
-                None => Err(format!("an array {} is too large", ArrayType::new(dtype, dims))),
+            let array = ArrayType::new(dtype, dims);
+            match array.byte_len().filter(|&bytes| bytes <= MAX_BYTES) {
+                Some(_) => Ok(Type::Array(array)),
+                None => Err(format!("an array {array} is too large")),
             }
         }
     }

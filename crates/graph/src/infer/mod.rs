@@ -15,6 +15,9 @@ use qwix_array::DType;
 use crate::{ArrayType, Computation, Op, Type};
 pub(crate) use calls::called_parameters;
 
+/// The most axes that an array may have.
+pub(crate) const MAX_RANK: usize = 64;
+
 /// Why a node's operands do not fit its op: found and expected. The caller adds which node.
 pub(crate) type Reason = String;
 
@@ -28,6 +31,7 @@ pub fn infer(op: &Op, operands: &[&Type], declared: &Type) -> Result<Type, Strin
     match op {
         Op::Parameter(_) => {
             count(operands, 0)?;
+            check_type(declared)?;
             Ok(declared.clone())
         }
         Op::Constant(array) => {
@@ -88,6 +92,28 @@ pub fn infer(op: &Op, operands: &[&Type], declared: &Type) -> Result<Type, Strin
         Op::Quantize(how) => quantized::quantize(operands, how),
         Op::Dequantize => quantized::dequantize(operands),
     }
+}
+
+/// That a type's arrays can be counted, and that its quantized ones can be made as they say. Holds for a node's operands
+/// wherever its op is looked at, since they come before it.
+pub(crate) fn check_type(ty: &Type) -> Result<(), Reason> {
+    match ty {
+        Type::Array(array) => can_be(array),
+        Type::QArray(q) => {
+            can_be(&q.array)?;
+            q.how.parts(&q.array.shape, q.array.dtype).map(drop).map_err(|e| format!("{q}: {e}"))
+        }
+        Type::Tuple(elements) => elements.iter().try_for_each(check_type),
+        Type::Token | Type::Opaque(_) => Ok(()),
+    }
+}
+
+/// That an array has not too many axes, and elements that can be counted.
+fn can_be(array: &ArrayType) -> Result<(), Reason> {
+    if array.shape.len() > MAX_RANK {
+        return Err(format!("an array of {} axes, expected at most {MAX_RANK}", array.shape.len()));
+    }
+    array.byte_len().map(drop).ok_or_else(|| format!("{array} is too large for this machine"))
 }
 
 /// That there are so many operands.

@@ -60,6 +60,13 @@ fn tile(q: &QArrayType, axis: usize) -> Result<Option<usize>, Reason> {
     }
 }
 
+/// Part of an axis in a single tile has the one scale still, and is no whole tile any more.
+fn share(how: &mut HowToQuantize, axis: usize) {
+    if let Granularity::Tiled(_) = how.granularity[axis] {
+        how.granularity[axis] = Granularity::Shared;
+    }
+}
+
 pub(super) fn slice(q: &QArrayType, dims: &[SliceDim], shape: Vec<usize>) -> Result<QArrayType, Reason> {
     let mut how = q.how.clone();
     for (axis, dim) in dims.iter().enumerate() {
@@ -73,18 +80,24 @@ pub(super) fn slice(q: &QArrayType, dims: &[SliceDim], shape: Vec<usize>) -> Res
                 ));
             }
             how.granularity[axis] = Granularity::Tiled(Tile::Size(tile));
+        } else if !whole {
+            share(&mut how, axis);
         }
     }
     Ok(QArrayType { array: ArrayType::new(q.array.dtype, shape), how })
 }
 
 pub(super) fn dynamic_slice(q: &QArrayType, sizes: &[usize]) -> Result<QArrayType, Reason> {
+    let mut how = q.how.clone();
     for (axis, (&taken, &size)) in sizes.iter().zip(&q.array.shape).enumerate() {
-        if taken != size && tile(q, axis)?.is_some() {
-            return Err(format!("axis {axis} of {q} is in tiles; a dynamic slice of {taken} may cut one"));
+        if taken != size {
+            if tile(q, axis)?.is_some() {
+                return Err(format!("axis {axis} of {q} is in tiles; a dynamic slice of {taken} may cut one"));
+            }
+            share(&mut how, axis);
         }
     }
-    Ok(QArrayType { array: ArrayType::new(q.array.dtype, sizes), how: q.how.clone() })
+    Ok(QArrayType { array: ArrayType::new(q.array.dtype, sizes), how })
 }
 
 pub(super) fn reshape(q: &QArrayType, shape: &[usize]) -> Result<QArrayType, Reason> {
@@ -96,7 +109,7 @@ pub(super) fn reshape(q: &QArrayType, shape: &[usize]) -> Result<QArrayType, Rea
     if !kept.iter().map(|&a| q.array.shape[a]).eq(shape.iter().copied().filter(|&d| d != 1)) {
         return Err(format!("{q} can only gain or lose axes of size 1, not become {shape:?}"));
     }
-    let mut kept = kept.into_iter().map(|a| q.how.granularity[a]);
+    let mut kept = kept.into_iter().filter_map(|a| q.how.granularity.get(a).copied());
     let granularity = shape
         .iter()
         .map(|&d| if d == 1 { Granularity::Shared } else { kept.next().unwrap_or(Granularity::Shared) })

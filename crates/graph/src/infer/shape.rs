@@ -9,9 +9,7 @@ use crate::{ArrayType, PadDim, Type};
 /// The declared array type, its elements countable.
 fn countable(declared: &Type) -> Result<&ArrayType, Reason> {
     let array = declared_array(declared)?;
-    element_count(&array.shape)
-        .and_then(|n| array.dtype.byte_len(n))
-        .ok_or_else(|| format!("{array} is too large for this machine"))?;
+    super::can_be(array)?;
     Ok(array)
 }
 
