@@ -52,15 +52,6 @@ impl<'a> Cells<'a> {
     }
 }
 
-/// Row-major strides; of shapes without elements, whatever the arithmetic gives.
-pub(crate) fn strides(shape: &[usize]) -> Vec<usize> {
-    let mut strides = vec![1usize; shape.len()];
-    for axis in (1..shape.len()).rev() {
-        strides[axis - 1] = strides[axis].wrapping_mul(shape[axis]);
-    }
-    strides
-}
-
 /// Calls `visit` with `start + Σ index · step` for every index of a shape, in row-major order.
 pub(crate) fn walk(shape: &[usize], steps: &[usize], start: usize, visit: &mut impl FnMut(usize)) {
     match (shape, steps) {

@@ -1,7 +1,7 @@
 //! The meaning of one node.
 
 use qwix_array::{Array, DType};
-use qwix_graph::{ArrayType, CustomCall, Node, Op, QArrayType, Type};
+use qwix_graph::{ArrayType, Node, Op, QArrayType, Type};
 
 use crate::ops::{control, elementwise, indexing, quant, random, reduce, shape, sort};
 use crate::run::Context;
@@ -30,24 +30,10 @@ pub(crate) fn unsupported(op: &Op) -> Option<EvalError> {
     let (opcode, reason) = match op {
         Op::Unsupported(u) if u.reason.is_empty() => (u.opcode.clone(), "it has no meaning here".to_owned()),
         Op::Unsupported(u) => (u.opcode.clone(), u.reason.clone()),
-        Op::CustomCall(call) if custom_call(call).is_none() => {
-            ("custom-call".to_owned(), format!("the target `{}` is not known", call.target))
-        }
+        Op::CustomCall(call) => (op.name().to_owned(), format!("the target `{}` is not known", call.target)),
         _ => return None,
     };
     Some(EvalError::Unsupported { opcode, instruction: String::new(), module: String::new(), reason })
-}
-
-/// What the targets of custom calls mean that pass their operand on.
-fn custom_call(call: &CustomCall) -> Option<()> {
-    const IDENTITIES: [&str; 5] = [
-        "Sharding",
-        "SPMDFullToShardShape",
-        "SPMDShardToFullShape",
-        "annotate_device_placement",
-        "LayoutConstraint",
-    ];
-    IDENTITIES.contains(&call.target.as_str()).then_some(())
 }
 
 pub(crate) fn evaluate_in(
@@ -174,10 +160,7 @@ fn apply(op: &Op, ty: &Type, operands: &[Value], context: Context<'_>) -> Result
             };
         }
         Op::CustomCall(_) | Op::Unsupported(_) => {
-            return match unsupported(op) {
-                Some(error) => Err(error),
-                None => operand(op, operands, 0).cloned(),
-            };
+            return Err(unsupported(op).unwrap_or_else(|| EvalError::reason("it has no meaning here")));
         }
         Op::Quantize(how) => return Ok(quant::quantize(how, &rest(0)?)?.into()),
         Op::Dequantize => match operand(op, operands, 0)? {

@@ -1,5 +1,8 @@
 //! The reference evaluator as a backend.
 
+use std::collections::HashSet;
+use std::sync::Arc;
+
 use qwix_array::Array;
 use qwix_graph::{Computation, Graph, Node};
 
@@ -60,19 +63,26 @@ impl Executable for ReferenceExecutable {
 /// # Errors
 /// Names the first op that cannot.
 pub fn check_supported(graph: &Graph) -> Result<(), EvalError> {
-    fn check(computation: &Computation, depth: usize) -> Result<(), EvalError> {
+    /// Shared computations are checked once, however many paths lead to them.
+    fn check(
+        computation: &Computation,
+        depth: usize,
+        checked: &mut HashSet<*const Computation>,
+    ) -> Result<(), EvalError> {
         for node in used(computation) {
             if let Some(error) = unsupported(&node.op) {
                 return Err(error.at(node));
             }
-            // Deeper computations are refused when they run.
-            if depth < 256 {
-                node.op.called().into_iter().try_for_each(|called| check(called, depth + 1))?;
+            for called in node.op.called() {
+                // Deeper computations are refused when they run.
+                if depth < 256 && checked.insert(Arc::as_ptr(called)) {
+                    check(called, depth + 1, checked)?;
+                }
             }
         }
         Ok(())
     }
-    check(&graph.entry, 0)
+    check(&graph.entry, 0, &mut HashSet::new())
 }
 
 /// The nodes that a computation's result depends on.

@@ -21,8 +21,8 @@ pub enum Value {
 pub type Params = BTreeMap<Path, Value>;
 
 impl Value {
-    /// Whether the value is of a type: kind, dtypes, shapes, and for quantized arrays the qtype and the number of
-    /// scales.
+    /// Whether the value is of a type: kind, dtypes, shapes, and for quantized arrays the qtype and the shape of scales
+    /// and zero points.
     pub fn is_of(&self, ty: &Type) -> bool {
         match (self, ty) {
             (Value::Array(array), Type::Array(ty)) => array.dtype() == ty.dtype && array.shape() == ty.shape,
@@ -31,7 +31,9 @@ impl Value {
                     && q.dtype() == ty.array.dtype
                     && q.qtype() == ty.how.qtype
                     && q.zero_point().is_some() == ty.has_zero_point()
-                    && ty.scale_shape().is_ok_and(|shape| q.scale().shape() == shape)
+                    && ty.scale_shape().is_ok_and(|shape| {
+                        q.scale().shape() == shape && q.zero_point().is_none_or(|z| z.shape() == shape)
+                    })
             }
             (Value::Tuple(values), Type::Tuple(types)) => {
                 values.len() == types.len() && values.iter().zip(types).all(|(v, t)| v.is_of(t))

@@ -77,8 +77,8 @@ fn has_quantized(computation: &Computation) -> bool {
     })
 }
 
-/// What is different between a graph and its lowered form, `None` when nothing is. `tolerance` is relative
-/// to the largest number, 0 for none.
+/// What is different between a graph and its lowered form, `None` when nothing is. `tolerance` is relative to each
+/// number, 0 for the same bits.
 fn difference(graph: &Graph, params: &Params, inputs: &[Array], tolerance: f64) -> Option<String> {
     let lowered = match lower_quant(graph) {
         Ok(lowered) => lowered,

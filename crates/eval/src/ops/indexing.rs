@@ -1,10 +1,10 @@
 //! Ops that pick or replace elements at places that are data.
 
-use qwix_array::Array;
+use qwix_array::{Array, strides};
 use qwix_graph::{ArrayType, Computation, GatherDims, ScatterDims};
 
 use crate::EvalError;
-use crate::cells::{Cells, each_index, strides};
+use crate::cells::{Cells, each_index};
 use crate::function::Function;
 use crate::lanes::Lanes;
 use crate::number::Scalar;

@@ -5,11 +5,11 @@
 //! elements, in stretches of 32 for some more, then as a library with vectors of the machine's width pleases (seen with
 //! jax 0.10 on XLA:CPU). Other computations run in row-major order, rounding after each step.
 
-use qwix_array::{Array, DType, element_count};
+use qwix_array::{Array, DType, element_count, strides};
 use qwix_graph::{BinaryOp, Computation, WindowDim};
 
 use crate::EvalError;
-use crate::cells::{each_index, strides};
+use crate::cells::each_index;
 use crate::function::Function;
 use crate::lanes::Lanes;
 use crate::number::Scalar;

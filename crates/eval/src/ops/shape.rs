@@ -1,10 +1,10 @@
 //! Ops that move elements to places known when the graph is made.
 
-use qwix_array::Array;
+use qwix_array::{Array, strides};
 use qwix_graph::{ArrayType, PadDim, SliceDim};
 
 use crate::EvalError;
-use crate::cells::{Cells, strides, walk};
+use crate::cells::{Cells, walk};
 
 /// Counts along an axis.
 pub(crate) fn iota(ty: &ArrayType, dimension: usize) -> Result<Array, EvalError> {

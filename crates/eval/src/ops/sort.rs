@@ -1,10 +1,10 @@
 //! Ops that put elements in order.
 
-use qwix_array::{Array, DType};
+use qwix_array::{Array, DType, strides};
 use qwix_graph::Computation;
 
 use crate::EvalError;
-use crate::cells::{Cells, strides};
+use crate::cells::{Cells, walk};
 use crate::function::Function;
 use crate::lanes::Lanes;
 use crate::number::Scalar;
@@ -17,7 +17,7 @@ fn rows(shape: &[usize], axis: usize) -> (Vec<usize>, usize, usize) {
     if !shape.contains(&0) {
         let mut heads = shape.to_vec();
         heads[axis] = 1;
-        crate::cells::walk(&heads, &strides, 0, &mut |at| firsts.push(at));
+        walk(&heads, &strides, 0, &mut |at| firsts.push(at));
     }
     (firsts, strides[axis], shape[axis])
 }
