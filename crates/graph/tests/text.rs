@@ -255,7 +255,7 @@ fn quantized() -> Graph {
     };
     let w = b.quantized_variable("Dense_0/kernel", slot).unwrap();
     let how = HowToQuantize {
-        qtype: QType::by_name("mxfp8").unwrap(),
+        qtype: QType::by_name("float8_e4m3fn").unwrap(),
         granularity: vec![Granularity::Shared, Granularity::Tiled(Tile::Size(8))],
         calibration: "rms,3".parse().unwrap(),
     };
@@ -346,9 +346,7 @@ fn faults_are_found_and_located() {
         ),
         (entry("x = q[int9 f32[2] {_} absmax] parameter(0)"), "line 4, column 9: `int9` is not a qtype"),
         (
-            entry(
-                "x = q[int8 f32[2,1] {_} absmax] parameter(0)\n  y = q[int8 f32[2] {_} absmax] reshape(x)",
-            ),
+            entry("x = q[int8 f32[2,1] {_} absmax] parameter(0)\n  y = q[int8 f32[2] {_} absmax] reshape(x)"),
             "`x` (parameter) in `e`: q[int8 f32[2,1] {_} absmax]: an array of shape [2, 1] has 2 axes, its granularity 1",
         ),
         (

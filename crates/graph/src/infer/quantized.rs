@@ -92,7 +92,9 @@ pub(super) fn dynamic_slice(q: &QArrayType, sizes: &[usize]) -> Result<QArrayTyp
     for (axis, (&taken, &size)) in sizes.iter().zip(&q.array.shape).enumerate() {
         if taken != size {
             if tile(q, axis)?.is_some() {
-                return Err(format!("axis {axis} of {q} is in tiles; a dynamic slice of {taken} may cut one"));
+                return Err(format!(
+                    "axis {axis} of {q} is in tiles; a dynamic slice of {taken} may cut one"
+                ));
             }
             share(&mut how, axis);
         }

@@ -15,6 +15,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::infer::called_parameters;
+use crate::passes::inline::Names;
 use crate::{
     ArrayType, Computation, ComputationBuilder, Graph, GraphError, Metadata, Node, NodeId, Op, Parameter,
     QArrayType, SliceDim, Type,
@@ -400,16 +401,13 @@ impl Lowering<'_> {
     fn rename(&mut self) {
         let named = &self.named;
         let nodes = self.b.nodes_mut();
-        let mut taken: HashSet<String> = named.iter().map(|&i| nodes[i].name.clone()).collect();
+        let mut names = Names::default();
+        for &index in named {
+            names.unique(&nodes[index].name);
+        }
         for (index, node) in nodes.iter_mut().enumerate() {
-            if named.contains(&index) {
-                continue;
-            }
-            let stem = node.name.clone();
-            let mut suffix = 0usize;
-            while !taken.insert(node.name.clone()) {
-                suffix += 1;
-                node.name = format!("{stem}.{suffix}");
+            if !named.contains(&index) {
+                node.name = names.unique(&node.name);
             }
         }
     }
