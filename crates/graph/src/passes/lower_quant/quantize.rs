@@ -170,6 +170,8 @@ fn root_mean_square(
     let dtype = b.dtype(x)?;
     let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
     let elements: usize = b.shape(x)?.iter().product();
+    // XLA computes bf16 in f32 and drops the rounding between square and sum; an f16 square is rounded.
+    let x = if dtype == DType::BF16 { b.convert(x, wide)? } else { x };
     let squares = b.binary(BinaryOp::Multiply, x, x)?;
     let squares = b.convert(squares, wide)?;
     let sums = statistic(b, BinaryOp::Add, squares, how, 0.0)?;
