@@ -99,3 +99,38 @@ fn unused_and_shadowed_rules_are_told_apart() {
     let which: Vec<_> = report.sites.iter().map(|s| s.rule).collect();
     assert_eq!(which, [Some(0), Some(1), None]);
 }
+
+/// Whatever a damaged file still reads as, the report is one or an error.
+#[test]
+fn damaged_models_do_no_harm() {
+    let provider = PtqProvider::new(vec![
+        QuantizationRule::new(".*").weight_qtype("int8").act_qtype("int8").tile_size(2),
+    ])
+    .unwrap();
+    let (mut state, mut read) = (1u64, 0);
+    let mut next = |below: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % below
+    };
+    for name in ["linen_mlp", "scan_layers", "linen_conv1d", "einsums", "weight_stack", "rnn"] {
+        let bytes = std::fs::read(common::goldens().join("models").join(name).join("model.hlo.pb")).unwrap();
+        for _ in 0..400 {
+            let mut damaged = bytes.clone();
+            for _ in 0..=next(3) {
+                let at = next(damaged.len());
+                damaged[at] = match next(3) {
+                    0 => damaged[at].wrapping_add(1),
+                    1 => damaged[at] ^ (1 << next(8)),
+                    _ => next(256) as u8,
+                };
+            }
+            if let Ok(graph) = qwix_graph::Graph::from_hlo_proto(&damaged) {
+                read += 1;
+                if let Ok(report) = explain(&graph, &provider) {
+                    assert_eq!(report.sites.len(), products(&graph.entry), "{name}");
+                }
+            }
+        }
+    }
+    assert!(read > 200, "only {read} damaged models could be read");
+}

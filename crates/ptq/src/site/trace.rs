@@ -159,7 +159,6 @@ impl<'a> Walk<'a> {
                 };
                 let caller = self.node(callee.node)?;
                 let argument = match &caller.op {
-                    // The condition, called first, has no state to change.
                     Op::While { body, .. } => {
                         let element = *self.elements.last()?;
                         is_invariant(body, element).then_some(*caller.operands.first()?)?
