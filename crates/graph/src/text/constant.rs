@@ -296,7 +296,7 @@ fn float_bits(dtype: DType, word: &str) -> Option<u64> {
     if dtype == DType::F32 {
         return word.parse::<f32>().ok().map(|x| x.to_bits() as u64);
     }
-    let x: f64 = word.parse().ok()?;
+    let x: f64 = dtype.round(word.parse().ok()?);
     Some(match dtype {
         DType::F64 => x.to_bits(),
         DType::BF16 => bf16::from_f64(x).to_bits() as u64,

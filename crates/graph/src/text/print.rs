@@ -192,7 +192,7 @@ impl Printer {
                 text += &non_empty("start_indices_batching_dims", &d.start_indices_batching_dims);
                 let _ = write!(text, ", index_vector_dim={}", d.index_vector_dim);
                 let _ = write!(text, ", slice_sizes={}", list(&d.slice_sizes));
-                text + flag("indices_are_sorted", d.indices_are_sorted)
+                text + &flag("indices_are_sorted", d.indices_are_sorted)
             }
             Op::Scatter { dims: d, update } => {
                 let mut text = format!(
@@ -204,8 +204,8 @@ impl Printer {
                 text += &non_empty("input_batching_dims", &d.input_batching_dims);
                 text += &non_empty("scatter_indices_batching_dims", &d.scatter_indices_batching_dims);
                 let _ = write!(text, ", index_vector_dim={}", d.index_vector_dim);
-                text += flag("indices_are_sorted", d.indices_are_sorted);
-                text += flag("unique_indices", d.unique_indices);
+                text += &flag("indices_are_sorted", d.indices_are_sorted);
+                text += &flag("unique_indices", d.unique_indices);
                 format!("{text}, to_apply={}", self.called(update))
             }
             Op::Dot(d) => {
@@ -235,7 +235,7 @@ impl Printer {
             }
             Op::Sort { dimension, stable, comparator } => {
                 format!(", dimensions={{{dimension}}}")
-                    + flag("is_stable", *stable)
+                    + &flag("is_stable", *stable)
                     + &format!(", to_apply={}", self.called(comparator))
             }
             Op::TopK { k, largest } => format!(", k={k}, largest={largest}"),
@@ -313,13 +313,9 @@ fn non_empty(name: &str, values: &[usize]) -> String {
     if values.is_empty() { String::new() } else { format!(", {name}={}", list(values)) }
 }
 
-fn flag(name: &'static str, set: bool) -> &'static str {
-    match (name, set) {
-        ("indices_are_sorted", true) => ", indices_are_sorted=true",
-        ("unique_indices", true) => ", unique_indices=true",
-        ("is_stable", true) => ", is_stable=true",
-        (_, _) => "",
-    }
+/// A promise that is written only when it is made.
+fn flag(name: &str, set: bool) -> String {
+    if set { format!(", {name}=true") } else { String::new() }
 }
 
 fn window(dims: &[WindowDim]) -> String {

@@ -32,11 +32,6 @@ fn with_number(
     b.binary(op, x, value)
 }
 
-/// A number rounded to a float dtype.
-fn round(dtype: DType, value: f64) -> Result<f64, GraphError> {
-    Ok(Array::from_f64(dtype, &[], &[value])?.to_f64_vec().first().copied().unwrap_or(f64::NAN))
-}
-
 /// Axes of size 1 repeated: a view of `broadcast_views` into the common shape.
 fn spread(
     b: &mut ComputationBuilder,
@@ -100,7 +95,7 @@ pub(super) fn range(
                 )))
             })?;
             let (min, width) = width(b, min, max, scale)?;
-            let scale = divided(b, width, round(dtype, high - low)?)?;
+            let scale = divided(b, width, dtype.round(high - low))?;
             let scale = finish(b, scale, how.qtype)?;
             let shift = b.binary(BinaryOp::Divide, min, scale)?;
             let low = like(b, min, low)?;
@@ -176,7 +171,7 @@ fn root_mean_square(
     let squares = b.convert(squares, wide)?;
     let sums = statistic(b, BinaryOp::Add, squares, how, 0.0)?;
     let count = elements.checked_div(b.shape(sums)?.iter().product()).unwrap_or(0);
-    let mean = with_number(b, BinaryOp::Multiply, sums, round(wide, 1.0 / count as f64)?)?;
+    let mean = with_number(b, BinaryOp::Multiply, sums, wide.round(1.0 / count as f64))?;
     let mean = b.convert(mean, dtype)?;
     b.unary(UnaryOp::Sqrt, mean)
 }
@@ -213,7 +208,7 @@ fn width(
         return Ok((min, width));
     };
     let dtype = b.dtype(min)?;
-    let factor = round(dtype, factor)?;
+    let factor = dtype.round(factor);
     let min = with_number(b, BinaryOp::Multiply, min, factor)?;
     let (wide_min, wide_max) = if dtype == DType::F32 {
         (b.convert(min, DType::F64)?, b.convert(max, DType::F64)?)
@@ -231,7 +226,7 @@ fn divided(b: &mut ComputationBuilder, x: NodeId, by: f64) -> Result<NodeId, Gra
     if dtype == DType::BF16 {
         with_number(b, BinaryOp::Divide, x, by)
     } else {
-        with_number(b, BinaryOp::Multiply, x, round(dtype, 1.0 / by)?)
+        with_number(b, BinaryOp::Multiply, x, dtype.round(1.0 / by))
     }
 }
 
@@ -251,7 +246,7 @@ fn finish(b: &mut ComputationBuilder, scale: NodeId, qtype: &QType) -> Result<No
         ScaleRounding::None => Ok(scale),
         ScaleRounding::PowerOfTwo => {
             let log = b.unary(UnaryOp::Log, scale)?;
-            let log2 = divided(b, log, round(dtype, std::f64::consts::LN_2)?)?;
+            let log2 = divided(b, log, dtype.round(std::f64::consts::LN_2))?;
             let exponent = b.unary(UnaryOp::Ceil, log2)?;
             let two = like(b, scale, 2.0)?;
             b.binary(BinaryOp::Power, two, exponent)
