@@ -241,7 +241,8 @@ fn packages_that_are_damaged() {
         bytes[last] ^= 4;
         Some(bytes)
     };
-    let rows: Vec<(&str, &str, Option<Vec<u8>>, &[&str])> = vec![
+    type Row<'a> = (&'a str, &'a str, Option<Vec<u8>>, &'a [&'a str]);
+    let rows: Vec<Row> = vec![
         ("no manifest", "manifest.json", None, &["digits", "manifest.json"]),
         ("no parameters", "params.safetensors", None, &["params.safetensors"]),
         ("no model", "model.hlo", None, &["model.hlo"]),

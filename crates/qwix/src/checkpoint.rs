@@ -124,7 +124,7 @@ fn open_shards(name: &FilePath) -> Result<(Vec<TensorFile>, Keys)> {
                 format!("shard `{shard}` is not a plain file name beside the index"),
             ));
         }
-        let file = TensorFile::open(&folder.join(shard))?;
+        let file = TensorFile::open(folder.join(shard))?;
         let listed = |key: &str| index.weight_map.get(key) == Some(shard);
         if let Some((key, _)) = file.iter().find(|(key, _)| !listed(key)) {
             return Err(Error::checkpoint(

@@ -60,7 +60,7 @@ pub enum Error {
         /// The checkpoint.
         file: PathBuf,
         /// Which parameter, and what is wrong with it.
-        source: qwix_eval::EvalError,
+        source: Box<qwix_eval::EvalError>,
     },
     /// Rules that cannot be read.
     #[error("`{}`: {source}", file.display())]
@@ -68,7 +68,7 @@ pub enum Error {
         /// The file.
         file: PathBuf,
         /// Which rule and field, and what is wrong.
-        source: qwix_ptq::PtqError,
+        source: Box<qwix_ptq::PtqError>,
     },
     /// A model or its parameters that cannot be quantized.
     #[error(transparent)]

@@ -54,7 +54,7 @@ impl Model {
     /// # Errors
     /// Names the first parameter that is missing, of another type, or too many.
     pub fn check_params(&self, checkpoint: &Checkpoint, allow_extra_params: bool) -> Result<BTreeSet<Path>> {
-        let of_file = |source| Error::Params { file: checkpoint.name().to_owned(), source };
+        let of_file = |source| Error::Params { file: checkpoint.name().to_owned(), source: Box::new(source) };
         let mut extra = checkpoint.paths();
         for (_, parameter) in self.graph.variables() {
             let path = &parameter.path;

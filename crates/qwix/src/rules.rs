@@ -15,5 +15,5 @@ pub fn read_rules(file: impl AsRef<FilePath>) -> Result<Vec<QuantizationRule>> {
     let text = std::fs::read_to_string(file).map_err(|e| Error::io("read", file, e))?;
     let is_toml = file.extension().is_some_and(|e| e.eq_ignore_ascii_case("toml"));
     let rules = if is_toml { QuantizationRule::from_toml(&text) } else { QuantizationRule::from_json(&text) };
-    rules.map_err(|source| Error::Rules { file: file.to_owned(), source })
+    rules.map_err(|source| Error::Rules { file: file.to_owned(), source: Box::new(source) })
 }

@@ -263,7 +263,7 @@ impl Package {
                 "`{MODEL}` has {found} where the manifest says {expected}; quantize again"
             )));
         }
-        let params = TensorFile::open(&dir.join(PARAMS))?;
+        let params = TensorFile::open(dir.join(PARAMS))?;
         let expected = all_stored(&graph)?;
         for (key, ty) in &expected {
             match params.get(key) {
