@@ -52,7 +52,8 @@ pub use qwix_graph::{
 };
 pub use qwix_ptq::{
     Outcome, Provider, PtqError, PtqModel, PtqProvider, QuantizationRule, Report as PtqReport, SideVerdict,
-    Template, Verdict, Warning, bytes_of_variables, explain, quantize_model, quantize_param, quantize_params,
+    Site, Template, Verdict, Warning, bytes_of_variables, explain, find_sites, quantize_model,
+    quantize_param, quantize_params,
 };
 pub use qwix_quant::{Calibration, Granularity, HowToQuantize, QArray, QType, QuantError, Tile};
 pub use rules::read_rules;

@@ -58,9 +58,10 @@ impl Model {
         let mut extra = checkpoint.paths();
         for (_, parameter) in self.graph.variables() {
             let path = &parameter.path;
-            let missing =
-                || EvalError::MissingParam { path: path.clone(), expected: parameter.ty.to_string() };
-            let found = checkpoint.type_of(path).ok_or_else(|| of_file(missing()))?;
+            let found = checkpoint.type_of(path).ok_or_else(|| {
+                let reason = format!("is missing: expected {}{}", parameter.ty, elsewhere(path, &extra));
+                Error::checkpoint(checkpoint.name(), Some(path.as_str()), reason)
+            })?;
             if Type::Array(found.clone()) != parameter.ty {
                 return Err(of_file(EvalError::WrongType {
                     what: format!("parameter `{path}`"),
@@ -191,6 +192,15 @@ impl Deref for Model {
 impl From<Graph> for Model {
     fn from(graph: Graph) -> Self {
         Model { graph }
+    }
+}
+
+/// Where a checkpoint may have put a path that it does not hold: under another one.
+fn elsewhere(path: &Path, held: &BTreeSet<Path>) -> String {
+    let tail = format!("/{path}");
+    match held.iter().find(|p| p.as_str().ends_with(&tail)) {
+        Some(p) => format!("; the file has `{p}`, rename that to `{path}`"),
+        None => String::new(),
     }
 }
 

@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 
 use anyhow::{Result, bail};
-use qwix::{Array, Checkpoint, Computation, Graph, Model, NodeId, Op, Package, TensorFile, Type, sqnr};
+use qwix::{
+    Array, Checkpoint, Computation, Graph, Model, NodeId, Op, Package, TensorFile, Type, find_sites, sqnr,
+};
 use serde::{Serialize, Serializer};
 
 use crate::args::Compare;
@@ -106,43 +108,49 @@ fn same_signature(float: &Model, quantized: &Model) -> Result<()> {
     Ok(())
 }
 
-/// The products of the entry computation that the package computes on quantized arrays, matched by name, and those
-/// that cannot be matched.
+/// The products that the package computes on quantized arrays: those of the entry computation, matched by the
+/// instruction's name, and those that cannot be looked at.
 fn sites(float: &Graph, quantized: &Graph) -> (Vec<Site>, Vec<NotMeasured>) {
-    let by_name: HashMap<&str, NodeId> =
-        float.entry.iter().map(|(id, node)| (node.name.as_str(), id)).collect();
+    let products = |computation: &Computation| -> HashMap<String, NodeId> {
+        let ids = computation.iter().map(|(id, _)| id).filter(|&id| is_quantized_product(computation, id));
+        ids.map(|id| (computation.node(id).name.clone(), id)).collect()
+    };
+    let mut in_entry = products(&quantized.entry);
+    let mut nested: HashMap<String, String> = HashMap::new();
+    each_called(&quantized.entry, &mut |computation| {
+        nested.extend(products(computation).into_keys().map(|name| (name, computation.name.clone())));
+    });
     let mut sites = Vec::new();
     let mut not_measured = Vec::new();
-    for (id, node) in quantized.entry.iter() {
-        for called in node.op.called() {
-            nested(called, &mut not_measured);
-        }
-        if !is_quantized_product(&quantized.entry, id) {
-            continue;
-        }
-        let name = label(&node.metadata.op_name, &node.name);
-        match by_name.get(node.name.as_str()) {
-            Some(&float) => sites.push(Site { name, float, quantized: id }),
-            None => {
-                let reason = "the float model has no instruction of this name".to_owned();
+    for site in find_sites(float) {
+        let computation = float.computation(&site.at).ok();
+        let Some(node) = computation.and_then(|c| c.nodes.get(site.node.index())) else { continue };
+        let name = match site.module_path.as_str() {
+            "" => format!("(root) {}", site.op_id),
+            path => format!("{path} {}", site.op_id),
+        };
+        if !site.at.is_empty() {
+            if let Some(body) = nested.get(&node.name) {
+                let reason = format!("it runs inside `{body}`, any number of times");
                 not_measured.push(NotMeasured { name, reason });
             }
+        } else if let Some(quantized) = in_entry.remove(&node.name) {
+            sites.push(Site { name, float: site.node, quantized });
         }
     }
+    for name in in_entry.into_keys() {
+        let reason = "the float model has no instruction of this name".to_owned();
+        not_measured.push(NotMeasured { name, reason });
+    }
+    not_measured.sort_by(|a, b| a.name.cmp(&b.name));
     (sites, not_measured)
 }
 
-fn nested(computation: &Computation, not_measured: &mut Vec<NotMeasured>) {
-    for (id, node) in computation.iter() {
-        if is_quantized_product(computation, id) {
-            not_measured.push(NotMeasured {
-                name: label(&node.metadata.op_name, &node.name),
-                reason: format!("it runs inside `{}`, any number of times", computation.name),
-            });
-        }
-        for called in node.op.called() {
-            nested(called, not_measured);
-        }
+/// Visits the computations that a computation calls, and those that they call.
+fn each_called(computation: &Computation, visit: &mut impl FnMut(&Computation)) {
+    for called in computation.nodes.iter().flat_map(|node| node.op.called()) {
+        visit(called);
+        each_called(called, visit);
     }
 }
 
@@ -150,11 +158,6 @@ fn is_quantized_product(computation: &Computation, id: NodeId) -> bool {
     let node = computation.node(id);
     let quantized = |o: &NodeId| matches!(computation.node(*o).ty, Type::QArray(_));
     matches!(node.op, Op::Dot(_) | Op::Convolution(_)) && node.operands.iter().any(quantized)
-}
-
-/// The scope in which JAX traced the product, and the instruction's name, which is unique.
-fn label(scope: &str, name: &str) -> String {
-    if scope.is_empty() { name.to_owned() } else { format!("{scope} ({name})") }
 }
 
 fn render(report: &Report, style: Style) -> String {

@@ -1,0 +1,116 @@
+//! Damaged files, thousands of them: refused, or read as something else; never a panic.
+
+use std::fs;
+use std::path::{Path as FilePath, PathBuf};
+
+use qwix::{
+    Checkpoint, Model, Package, PackageWriter, PtqProvider, QuantizationRule, TensorFile, explain,
+    quantize_model, quantize_params,
+};
+
+fn digits(name: &str) -> PathBuf {
+    FilePath::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/digits").join(name)
+}
+
+/// Numbers that look random and are the same each time.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % bound.max(1) as u64) as usize
+    }
+
+    /// Bits flipped, bytes replaced, a piece cut out, doubled or moved, or the end missing.
+    fn damage(&mut self, bytes: &[u8]) -> Vec<u8> {
+        let mut bytes = bytes.to_vec();
+        for _ in 0..=self.below(3) {
+            let at = self.below(bytes.len());
+            let end = (at + self.below(16)).min(bytes.len());
+            match self.below(6) {
+                0 | 1 if at < bytes.len() => bytes[at] ^= 1 << self.below(8),
+                2 if at < bytes.len() => bytes[at] = self.below(256) as u8,
+                3 => drop(bytes.drain(at..end)),
+                4 => {
+                    let piece = bytes[at..end].to_vec();
+                    let to = self.below(bytes.len());
+                    bytes.splice(to..to, piece);
+                }
+                _ => bytes.truncate(at),
+            }
+        }
+        bytes
+    }
+}
+
+#[test]
+fn damaged_models_are_loaded_or_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("damaged.hlo.pb");
+    let good = fs::read(digits("model.hlo.pb")).unwrap();
+    let rules = vec![QuantizationRule::new(".*").weight_qtype("int8").act_qtype("int8")];
+    let provider = PtqProvider::new(rules).unwrap();
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let mut loaded = 0;
+    for _ in 0..2000 {
+        fs::write(&file, random.damage(&good)).unwrap();
+        if let Ok(model) = Model::load(&file) {
+            loaded += 1;
+            let _ = explain(&model, &provider);
+            let _ = quantize_model(&model, &provider);
+        }
+    }
+    assert!(loaded > 20, "only {loaded} were loaded; the damage is too great to test what comes after");
+}
+
+#[test]
+fn damaged_checkpoints_are_read_or_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("damaged.safetensors");
+    let good = fs::read(digits("labels.safetensors")).unwrap();
+    let header = 8 + u64::from_le_bytes(good[..8].try_into().unwrap()) as usize;
+    let mut random = Random(0x2545_f491_4f6c_dd1d);
+    for round in 0..3000 {
+        // The header alone in two rounds of three: the rest is numbers.
+        let bytes = if round % 3 == 0 {
+            random.damage(&good)
+        } else {
+            [random.damage(&good[..header]), good[header..].to_vec()].concat()
+        };
+        fs::write(&file, bytes).unwrap();
+        if let Ok(opened) = TensorFile::open(&file) {
+            let keys: Vec<String> = opened.iter().map(|(key, _)| key.to_owned()).collect();
+            keys.iter().for_each(|key| drop(opened.read(key)));
+        }
+        let _ = Checkpoint::open(&file).map(|checkpoint| checkpoint.read_all());
+    }
+}
+
+#[test]
+fn damaged_packages_are_opened_or_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let target = folder.path().join("package");
+    let model = Model::load(digits("model.hlo.pb")).unwrap();
+    let fp_params = Checkpoint::open(digits("params.safetensors")).unwrap().read_all().unwrap();
+    let rules = vec![QuantizationRule::new("Dense_.*").weight_qtype("int4").tile_size(0.25)];
+    let ptq_model = quantize_model(&model, &PtqProvider::new(rules).unwrap()).unwrap();
+    let params = quantize_params(&fp_params, &ptq_model.abstract_params(), None).unwrap();
+    let mut writer = PackageWriter::begin(&target, &Model::from(ptq_model.graph), false).unwrap();
+    for (path, value) in &params {
+        writer.write(path, value).unwrap();
+    }
+    writer.finish("[]", false).unwrap();
+    let mut random = Random(0xda94_2042_e4dd_58b5);
+    for name in ["manifest.json", "model.hlo", "rules.json", "params.safetensors"] {
+        let file = target.join(name);
+        let good = fs::read(&file).unwrap();
+        for _ in 0..400 {
+            fs::write(&file, random.damage(&good)).unwrap();
+            let _ = Package::open(&target).map(|package| (package.verify(), package.read_all()));
+        }
+        fs::write(&file, good).unwrap();
+    }
+    assert_eq!(Package::open(&target).unwrap().read_all().unwrap(), params);
+}
