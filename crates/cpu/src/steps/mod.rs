@@ -12,6 +12,7 @@ mod reduce;
 mod reference;
 mod scales;
 mod weights;
+mod window;
 
 use qwix_eval::EvalError;
 use qwix_graph::{NodeId, Op};
@@ -31,6 +32,7 @@ const STEPS: &[Planner] = &[
     moves::plan,
     indexing::plan,
     reduce::plan,
+    window::plan,
 ];
 
 /// A step for a node.
