@@ -12,8 +12,10 @@ use crate::view::View;
 
 /// Instructions of one program at most: what is longer is cut, so that registers stay in the nearest caches.
 const MAX_INSTRS: usize = 96;
-/// Inputs of one program at most.
+/// Inputs of one program at most that have more than one element.
 const MAX_INPUTS: usize = 20;
+/// Inputs of one program at most, scalars included.
+const MAX_LEAVES: usize = 96;
 
 /// Where a program's input comes from.
 pub(crate) struct Leaf {
@@ -254,6 +256,13 @@ fn reads_well(view: &View) -> bool {
     }
 }
 
+/// Whether a node is one element, or one that is repeated.
+fn is_one(planning: &Planning<'_>, id: NodeId) -> bool {
+    let node = planning.node(id);
+    let id = if matches!(node.op, Op::Broadcast { .. }) { node.operands.first().copied() } else { Some(id) };
+    id.and_then(|id| planning.array_type(id)).is_some_and(|ty| ty.shape.iter().product::<usize>() == 1)
+}
+
 /// The chain that ends in a node, when the node is element-wise (or walks another's elements).
 pub(crate) fn chain(planning: &Planning<'_>, root: NodeId) -> Option<Fused> {
     let node = planning.node(root);
@@ -279,7 +288,9 @@ pub(crate) fn chain(planning: &Planning<'_>, root: NodeId) -> Option<Fused> {
                 || (matches!(node.op, Op::Reshape)
                     && planning.array_type(*node.operands.first()?).is_some()))
             && group.len() < MAX_INSTRS
-            && leaves.len() + open.len() + node.operands.len() <= MAX_INPUTS;
+            && leaves.len() + open.len() + node.operands.len() <= MAX_LEAVES
+            && leaves.iter().chain(&open).chain(&node.operands).filter(|&&id| !is_one(planning, id)).count()
+                <= MAX_INPUTS;
         if takes {
             group.insert(id);
             open.extend(node.operands.iter().copied());

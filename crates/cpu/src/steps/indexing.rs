@@ -116,7 +116,7 @@ impl Step for Pad {
 }
 
 /// An integer scalar.
-fn index(array: &Array) -> Result<i128, EvalError> {
+pub(crate) fn index(array: &Array) -> Result<i128, EvalError> {
     let bytes = array.bytes();
     element(bytes, array.dtype(), 0).ok_or_else(|| fail(format!("{array:?} is no index")))
 }
@@ -139,7 +139,7 @@ fn element(bytes: &[u8], dtype: DType, at: usize) -> Option<i128> {
 }
 
 /// The start of a window of `window` in `size`, moved so that it fits.
-fn clamped(start: i128, size: usize, window: usize) -> usize {
+pub(crate) fn clamped(start: i128, size: usize, window: usize) -> usize {
     start.clamp(0, size.saturating_sub(window) as i128) as usize
 }
 

@@ -6,11 +6,14 @@ mod dot;
 mod fused;
 mod indexing;
 mod moves;
+mod parts;
 mod qdot;
 mod quantize;
 mod reduce;
 mod reference;
 mod scales;
+mod scatter;
+mod sort;
 mod weights;
 mod window;
 
@@ -33,6 +36,12 @@ const STEPS: &[Planner] = &[
     indexing::plan,
     reduce::plan,
     window::plan,
+<<<<<<< HEAD
+=======
+    sort::plan,
+    scatter::plan,
+    parts::plan,
+>>>>>>> 987aa03 (Windows, sorting, scatter and slices of quantized weights natively; scalars stay out of registers)
 ];
 
 /// A step for a node.

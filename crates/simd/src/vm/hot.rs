@@ -3,7 +3,7 @@
 
 use bytemuck::Pod;
 
-use super::{Binary, Compare, Lane, Num, Unary, lanes, lanes_mut};
+use super::{Binary, Compare, Lane, Num, Operand, Unary, lanes, lanes_mut};
 use crate::math;
 
 #[inline(always)]
@@ -15,10 +15,34 @@ fn map<A: Pod, R: Pod>(a: &[u8], out: &mut [u64], count: usize, f: impl Fn(A) ->
 }
 
 #[inline(always)]
-fn zip<A: Pod, R: Pod>(a: &[u8], b: &[u8], out: &mut [u64], count: usize, f: impl Fn(A, A) -> R) -> bool {
-    let (a, b) = (lanes::<A>(a, count), lanes::<A>(b, count));
-    for ((out, &a), &b) in lanes_mut::<R>(out, count).iter_mut().zip(a).zip(b) {
-        *out = f(a, b);
+fn zip<A: Pod, R: Pod>(
+    a: Operand<'_>,
+    b: Operand<'_>,
+    out: &mut [u64],
+    count: usize,
+    f: impl Fn(A, A) -> R,
+) -> bool {
+    let out = lanes_mut::<R>(out, count);
+    match (a, b) {
+        (Operand::Lanes(a), Operand::Lanes(b)) => {
+            let (a, b) = (lanes::<A>(a, count), lanes::<A>(b, count));
+            for ((out, &a), &b) in out.iter_mut().zip(a).zip(b) {
+                *out = f(a, b);
+            }
+        }
+        (Operand::Lanes(a), Operand::One(b)) => {
+            let b = lanes::<A>(b, 1)[0];
+            for (out, &a) in out.iter_mut().zip(lanes::<A>(a, count)) {
+                *out = f(a, b);
+            }
+        }
+        (Operand::One(a), Operand::Lanes(b)) => {
+            let a = lanes::<A>(a, 1)[0];
+            for (out, &b) in out.iter_mut().zip(lanes::<A>(b, count)) {
+                *out = f(a, b);
+            }
+        }
+        (Operand::One(a), Operand::One(b)) => out.fill(f(lanes::<A>(a, 1)[0], lanes::<A>(b, 1)[0])),
     }
     true
 }
@@ -57,7 +81,14 @@ pub(super) fn unary(op: Unary, num: Num, a: &[u8], out: &mut [u64], count: usize
 }
 
 #[inline(always)]
-pub(super) fn binary(op: Binary, num: Num, a: &[u8], b: &[u8], out: &mut [u64], count: usize) -> bool {
+pub(super) fn binary(
+    op: Binary,
+    num: Num,
+    a: Operand<'_>,
+    b: Operand<'_>,
+    out: &mut [u64],
+    count: usize,
+) -> bool {
     match num.lane() {
         Lane::F32 => match op {
             Binary::Add => zip(a, b, out, count, |a: f32, b: f32| a + b),
@@ -124,8 +155,8 @@ pub(super) fn binary(op: Binary, num: Num, a: &[u8], b: &[u8], out: &mut [u64], 
 #[inline(always)]
 fn compare_as<T: Pod + PartialOrd>(
     compare: Compare,
-    a: &[u8],
-    b: &[u8],
+    a: Operand<'_>,
+    b: Operand<'_>,
     out: &mut [u64],
     count: usize,
 ) -> bool {
@@ -140,7 +171,14 @@ fn compare_as<T: Pod + PartialOrd>(
 }
 
 #[inline(always)]
-pub(super) fn compare(compare: Compare, num: Num, a: &[u8], b: &[u8], out: &mut [u64], count: usize) -> bool {
+pub(super) fn compare(
+    compare: Compare,
+    num: Num,
+    a: Operand<'_>,
+    b: Operand<'_>,
+    out: &mut [u64],
+    count: usize,
+) -> bool {
     match num.lane() {
         Lane::F32 => compare_as::<f32>(compare, a, b, out, count),
         Lane::S32 => compare_as::<i32>(compare, a, b, out, count),
@@ -149,15 +187,38 @@ pub(super) fn compare(compare: Compare, num: Num, a: &[u8], b: &[u8], out: &mut 
 }
 
 #[inline(always)]
-fn select_as<T: Pod>(mask: &[u8], a: &[u8], b: &[u8], out: &mut [u64], count: usize) {
-    let (a, b) = (lanes::<T>(a, count), lanes::<T>(b, count));
-    for (((out, &mask), &a), &b) in lanes_mut::<T>(out, count).iter_mut().zip(&mask[..count]).zip(a).zip(b) {
-        *out = if mask != 0 { a } else { b };
+fn select_as<T: Pod>(mask: &[u8], a: Operand<'_>, b: Operand<'_>, out: &mut [u64], count: usize) {
+    let (out, mask) = (lanes_mut::<T>(out, count), &mask[..count]);
+    match (a, b) {
+        (Operand::Lanes(a), Operand::Lanes(b)) => {
+            let (a, b) = (lanes::<T>(a, count), lanes::<T>(b, count));
+            for (((out, &mask), &a), &b) in out.iter_mut().zip(mask).zip(a).zip(b) {
+                *out = if mask != 0 { a } else { b };
+            }
+        }
+        (Operand::Lanes(a), Operand::One(b)) => {
+            let b = lanes::<T>(b, 1)[0];
+            for ((out, &mask), &a) in out.iter_mut().zip(mask).zip(lanes::<T>(a, count)) {
+                *out = if mask != 0 { a } else { b };
+            }
+        }
+        (Operand::One(a), Operand::Lanes(b)) => {
+            let a = lanes::<T>(a, 1)[0];
+            for ((out, &mask), &b) in out.iter_mut().zip(mask).zip(lanes::<T>(b, count)) {
+                *out = if mask != 0 { a } else { b };
+            }
+        }
+        (Operand::One(a), Operand::One(b)) => {
+            let (a, b) = (lanes::<T>(a, 1)[0], lanes::<T>(b, 1)[0]);
+            for (out, &mask) in out.iter_mut().zip(mask) {
+                *out = if mask != 0 { a } else { b };
+            }
+        }
     }
 }
 
 #[inline(always)]
-pub(super) fn select(num: Num, mask: &[u8], a: &[u8], b: &[u8], out: &mut [u64], count: usize) {
+pub(super) fn select(num: Num, mask: &[u8], a: Operand<'_>, b: Operand<'_>, out: &mut [u64], count: usize) {
     match num.lane() {
         Lane::F32 | Lane::S32 | Lane::U32 => select_as::<u32>(mask, a, b, out, count),
         Lane::S64 | Lane::U64 | Lane::F64 => select_as::<u64>(mask, a, b, out, count),

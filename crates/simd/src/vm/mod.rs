@@ -456,12 +456,37 @@ fn resolve<'a>(register: usize, scratch: &'a Scratch, program: &Program, inputs:
     bytemuck::cast_slice(&scratch.registers[register])
 }
 
+/// What an instruction reads.
+#[derive(Clone, Copy)]
+pub(crate) enum Operand<'a> {
+    /// A lane an element.
+    Lanes(&'a [u8]),
+    /// One lane for all.
+    One(&'a [u8]),
+}
+
+/// As [`resolve`], but one element that serves all stays one.
+#[inline(always)]
+fn resolve_operand<'a>(
+    register: usize,
+    scratch: &'a Scratch,
+    program: &Program,
+    inputs: &[Source<'a>],
+) -> Operand<'a> {
+    let bytes = resolve(register, scratch, program, inputs);
+    match inputs.get(register) {
+        Some(Source::Splat(_)) => Operand::One(bytes),
+        Some(Source::Block(_)) | None => Operand::Lanes(bytes),
+    }
+}
+
 #[inline(always)]
 fn execute_body(program: &Program, scratch: &mut Scratch, inputs: &[Source<'_>], count: usize) {
     for &(instr, target) in &program.instrs {
         // Taken out, so that the operands can be borrowed; none of them is the target.
         let mut out = std::mem::take(&mut scratch.registers[target]);
         let operand = |register: usize| resolve(register, scratch, program, inputs);
+        let either = |register: usize| resolve_operand(register, scratch, program, inputs);
         match instr {
             Instr::Constant { num, bytes } => narrow::splat(num, &bytes, &mut out),
             Instr::Unary { op, num, a } => {
@@ -470,17 +495,17 @@ fn execute_body(program: &Program, scratch: &mut Scratch, inputs: &[Source<'_>],
                 }
             }
             Instr::Binary { op, num, a, b } => {
-                if !hot::binary(op, num, operand(a), operand(b), &mut out, count) {
+                if !hot::binary(op, num, either(a), either(b), &mut out, count) {
                     cold::binary(op, num, operand(a), operand(b), &mut out, count);
                 }
             }
             Instr::Compare { compare, total, num, a, b } => {
-                if total || !hot::compare(compare, num, operand(a), operand(b), &mut out, count) {
+                if total || !hot::compare(compare, num, either(a), either(b), &mut out, count) {
                     cold::compare(compare, total, num, operand(a), operand(b), &mut out, count);
                 }
             }
             Instr::Select { num, mask, a, b } => {
-                hot::select(num, operand(mask), operand(a), operand(b), &mut out, count)
+                hot::select(num, operand(mask), either(a), either(b), &mut out, count)
             }
             Instr::Convert { from, to, a } => {
                 if !hot::convert(from, to, operand(a), &mut out, count) {
