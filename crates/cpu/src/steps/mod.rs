@@ -16,6 +16,7 @@ mod scatter;
 mod sort;
 mod weights;
 mod window;
+mod window_general;
 
 use qwix_eval::EvalError;
 use qwix_graph::{NodeId, Op};
@@ -36,12 +37,10 @@ const STEPS: &[Planner] = &[
     indexing::plan,
     reduce::plan,
     window::plan,
-<<<<<<< HEAD
-=======
+    window_general::plan,
     sort::plan,
     scatter::plan,
     parts::plan,
->>>>>>> 987aa03 (Windows, sorting, scatter and slices of quantized weights natively; scalars stay out of registers)
 ];
 
 /// A step for a node.
