@@ -122,12 +122,11 @@ impl Geometry {
         reads.clear();
         reads.push(Some(0));
         let mut rest = position;
-        let mut place = vec![0; self.axes.len()];
-        for (i, axis) in self.axes.iter().enumerate().rev() {
-            place[i] = rest % axis.output;
-            rest /= axis.output;
-        }
-        for (axis, &place) in self.axes.iter().zip(&place) {
+        let mut behind = self.positions();
+        for axis in &self.axes {
+            behind /= axis.output.max(1);
+            let place = rest / behind.max(1);
+            rest %= behind.max(1);
             let mut next = Vec::with_capacity(reads.len() * axis.taps);
             for &base in reads.iter() {
                 for tap in 0..axis.taps {
@@ -365,11 +364,7 @@ impl IntegerConvolution {
                 })
                 .collect::<Result<_, _>>()?
         };
-        let scales = match scale(value) {
-            Some(scale) => expand(&as_f32(scale)?, &[scale.len()], &[width])?,
-            None => vec![1.0; width],
-        };
-        Ok(Kernel { panels, values, scales })
+        Ok(Kernel { panels, values, scales: scales_of(value, width)? })
     }
 
     fn is_depthwise(&self) -> bool {
@@ -395,19 +390,9 @@ impl Step for IntegerConvolution {
             }
         };
         let values = ordered_i8(stored(input)?, &geometry.input_order)?;
-        let per_image = |part: &Array| Ok::<_, EvalError>((part.len(), part.convert(DType::F32)));
-        let scales = match scale(input) {
-            Some(scale) => {
-                let (count, scale) = per_image(scale)?;
-                expand(&as_f32(&scale)?, &[count], &[geometry.batch])?
-            }
-            None => vec![1.0; geometry.batch],
-        };
+        let scales = scales_of(input, geometry.batch)?;
         let zero_points = match zero_point(input) {
-            Some(z) => {
-                let (count, z) = per_image(z)?;
-                expand(&as_f32(&z)?, &[count], &[geometry.batch])?
-            }
+            Some(z) => expand(&as_f32(&z.convert(DType::F32))?, &[z.len()], &[geometry.batch])?,
             None => vec![0.0; geometry.batch],
         };
         let (depth, outputs, groups) = (geometry.depth(), geometry.outputs, geometry.groups);
@@ -475,6 +460,46 @@ impl Step for IntegerConvolution {
     }
 }
 
+/// The scales of a side, one for each of `count` images or features.
+fn scales_of(value: &Value, count: usize) -> Result<Vec<f32>, EvalError> {
+    match scale(value) {
+        Some(scale) => expand(&as_f32(scale)?, &[scale.len()], &[count]),
+        None => Ok(vec![1.0; count]),
+    }
+}
+
+/// Stored floats by stored numbers, multiplied in f32.
+struct StoredConvolution {
+    geometry: Geometry,
+    plan: QuantizedConv,
+    rounding: Rounding,
+    dtype: DType,
+}
+
+impl Step for StoredConvolution {
+    fn name(&self) -> &'static str {
+        "stored-convolution"
+    }
+
+    fn run(&self, operands: Vec<Value>, context: &Context<'_>) -> Result<Value, EvalError> {
+        let [input, kernel] = &operands[..] else { return Err(fail("an operand is missing")) };
+        let geometry = &self.geometry;
+        let width = geometry.groups * geometry.outputs;
+        let (left, right) = (scales_of(input, geometry.batch)?, scales_of(kernel, width)?);
+        let (input, kernel) = (stored(input)?.convert(DType::F32), stored(kernel)?.convert(DType::F32));
+        let input = ordered_f32(&input, &geometry.input_order)?;
+        let kernel = ordered_f32(&kernel, &geometry.kernel_order)?;
+        let mut out = convolve(geometry, &input, &kernel, context)?;
+        let positions = geometry.positions().max(1);
+        for (i, row) in out.values_mut::<f32>().chunks_exact_mut(width.max(1)).enumerate() {
+            round(row, self.plan.accumulator);
+            self.rounding.floats(row, left[i / positions], &right);
+        }
+        round(out.values_mut(), self.plan.result);
+        geometry.finish(out, self.dtype, context)
+    }
+}
+
 pub(super) fn plan(planning: &Planning<'_>, id: NodeId) -> Option<Planned> {
     let node = planning.node(id);
     let Op::Convolution(dims) = &node.op else { return None };
@@ -514,7 +539,9 @@ pub(super) fn plan(planning: &Planning<'_>, id: NodeId) -> Option<Planned> {
                 kernel.quantized.as_ref().map(|_| kernel.dtype),
             )?;
             if !bytes {
-                return None;
+                let floats = plan.accumulator != DType::S32 && !plan.lhs_zero_point;
+                let step = StoredConvolution { geometry, plan, rounding, dtype };
+                return if floats { Planned::of(node, step) } else { None };
             }
             let mut step = IntegerConvolution { geometry, plan, rounding, dtype, kernel: None };
             let mut operands = vec![a, b];
