@@ -1,6 +1,6 @@
 //! Graphs as HLO text.
 //!
-//! [`Graph::to_text`] writes what XLA would print of the module, with these additions, which [`Graph::from_text`] reads
+//! [`Graph::to_text`](crate::Graph::to_text) writes what XLA would print of the module, with these additions, which [`Graph::from_text`](crate::Graph::from_text) reads
 //! back, so that a graph survives the way through text whole:
 //! - The module's line ends with `frontend_attributes={qwix="1"}`: calls are left as they are, and the signature is in
 //!   the parameters' `frontend_attributes`: `path`, `role` (`variable` or `input`), `ambiguous`, `key` (argument and
