@@ -3,7 +3,7 @@
 //! Nothing here knows of graphs or starts threads: a caller hands in slices and ranges and runs as many calls side by
 //! side as it likes. What the CPU can do is asked when the program runs; a portable version is always there, and every
 //! version of a kernel gives the same bits, floats included, unless its documentation says otherwise: products are never fused
-//! with sums behind the author's back, and sums keep one order. The float [`gemm_f32`] is the exception, it belongs to a library.
+//! with sums behind the author's back, and sums keep one order. The float [`gemm_f32()`] is the exception, it belongs to a library.
 
 mod convert;
 mod gemm;
