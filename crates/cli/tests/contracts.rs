@@ -45,6 +45,8 @@ fn inspect_lists_parameters_inputs_modules_and_ops() {
     assert_eq!(report["ops"]["dot"], 2);
     assert_eq!(report["ops"]["convolution"], 2);
     assert_eq!(report["unsupported"], json("[]"));
+    assert_eq!(report["modules"][2]["path"], "Dense_0");
+    assert_eq!(report["modules"][2]["products"], json(r#"["dot_general0"]"#));
 }
 
 #[test]

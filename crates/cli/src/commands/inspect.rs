@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write;
 
 use anyhow::Result;
-use qwix::{Computation, Model, Op, Parameter, Type};
+use qwix::{Computation, Model, Op, Parameter, Type, find_sites};
 use serde::Serialize;
 
 use crate::args::Inspect;
@@ -51,6 +51,8 @@ struct ModuleReport {
     path: String,
     parameters: usize,
     bytes: u64,
+    /// Its dots and convolutions, by the ids that rules and `explain` know them by.
+    products: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -70,11 +72,12 @@ fn report(model: &Model) -> Report {
     let parameters: Vec<ParameterReport> = model.variables().map(|(_, p)| parameter(p)).collect();
     let mut modules: BTreeMap<String, ModuleReport> = BTreeMap::new();
     for (_, p) in model.variables() {
-        let path = p.path.parent().to_string();
-        let new = ModuleReport { path: path.clone(), parameters: 0, bytes: 0 };
-        let module = modules.entry(path).or_insert(new);
+        let module = module_of(&mut modules, p.path.parent().to_string());
         module.parameters += 1;
         module.bytes += byte_len(&p.ty).unwrap_or(0);
+    }
+    for site in find_sites(model) {
+        module_of(&mut modules, site.module_path.to_string()).products.push(site.op_id);
     }
     let inputs = model.inputs().enumerate().map(|(index, (_, p))| InputReport {
         index,
@@ -95,6 +98,11 @@ fn report(model: &Model) -> Report {
         ops: found.ops,
         unsupported: found.unsupported,
     }
+}
+
+fn module_of(modules: &mut BTreeMap<String, ModuleReport>, path: String) -> &mut ModuleReport {
+    let new = ModuleReport { path: path.clone(), parameters: 0, bytes: 0, products: vec![] };
+    modules.entry(path).or_insert(new)
 }
 
 fn parameter(p: &Parameter) -> ParameterReport {
@@ -197,12 +205,16 @@ fn render(report: &Report, style: Style) -> String {
     }
     text.push_str(&table.render(style));
     if !report.modules.is_empty() {
-        heading(&mut text, format!("\n{} with parameters", counted(report.modules.len(), "module")));
-        let mut table =
-            Table::new(&[("module", Align::Left), ("parameters", Align::Right), ("size", Align::Right)]);
+        heading(&mut text, format!("\n{}", counted(report.modules.len(), "module")));
+        let mut table = Table::new(&[
+            ("module", Align::Left),
+            ("parameters", Align::Right),
+            ("size", Align::Right),
+            ("dots and convolutions", Align::Left),
+        ]);
         for m in &report.modules {
             let path = if m.path.is_empty() { "(root)".to_owned() } else { m.path.clone() };
-            table.row([path, m.parameters.to_string(), bytes(m.bytes)]);
+            table.row([path, m.parameters.to_string(), bytes(m.bytes), m.products.join(", ")]);
         }
         text.push_str(&table.render(style));
     }
