@@ -2,8 +2,9 @@
 
     python benchmarks/encoder.py OUT
 
-writes OUT/model.hlo.pb, OUT/params.safetensors, OUT/inputs.safetensors and OUT/jax.json: milliseconds of one call in JAX on
-XLA:CPU, for the float model and (when Qwix is installed) for the rules in `benchmarks/rules/`. Weights are random, seeded.
+writes OUT/model.hlo.pb, OUT/params.safetensors, OUT/inputs.safetensors, OUT/float.safetensors (what JAX gives) and
+OUT/jax.json: milliseconds of one call in JAX on XLA:CPU, for the float model and (when Qwix is installed) for the rules
+below. Weights are random, seeded.
 """
 
 import json

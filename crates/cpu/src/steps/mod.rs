@@ -15,6 +15,7 @@ mod scales;
 mod scatter;
 mod sort;
 mod weights;
+mod wide;
 mod window;
 mod window_general;
 
@@ -30,6 +31,7 @@ const STEPS: &[Planner] = &[
     control::plan,
     dot::plan,
     qdot::plan,
+    wide::plan,
     conv::plan,
     quantize::plan,
     fused::plan,

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use qwix_array::{Array, DType};
 use qwix_eval::{EvalError, Value};
 use qwix_graph::{DotDims, NodeId, Op, Type};
-use qwix_quant::{DotPlan, OperandInfo, QArray, QuantizedDot, QuantizedInfo, dot_plan};
+use qwix_quant::{DotPlan, OperandInfo, QArray, QuantizedDot, QuantizedInfo, SidePlan, dot_plan};
 use qwix_simd::{MatMut, PackedB, Rows, Workspace, best, multiply};
 
 use crate::plan::{Context, Planned, Planning, Step};
@@ -14,6 +14,7 @@ use crate::steps::dot::{FloatSide, Side, Sizes, axes, from_f32, product, run_tas
 use crate::steps::moves::copy_walk;
 use crate::steps::scales::{Rounding, dense_scales, dense_zero_points, put};
 use crate::steps::weights::Weight;
+use crate::steps::wide;
 use crate::values::fail;
 use crate::view::View;
 
@@ -58,7 +59,7 @@ pub(crate) fn zero_point(value: &Value) -> Option<&Array> {
 }
 
 /// Whether a run-time value has the scales that the plan was made for.
-fn check(value: &Value, info: &OperandInfo) -> Result<(), EvalError> {
+pub(crate) fn check(value: &Value, info: &OperandInfo) -> Result<(), EvalError> {
     let fits = match (value, &info.quantized) {
         (Value::QArray(q), Some(expected)) => {
             q.scale().shape() == expected.scale_shape
@@ -163,45 +164,43 @@ fn pack(array: &Array, side: &ByteSide, sizes: Sizes) -> Result<Vec<PackedB>, Ev
         .collect()
 }
 
-impl IntegerDot {
-    /// Scales and zero points of the right side, in the order of the batch and its free axes.
-    fn right_scales(&self, value: &Value) -> Result<(Vec<f32>, Option<Vec<i32>>), EvalError> {
-        let (_, axes_of) = product_axes(&self.plan);
-        let scales = match (scale(value), &self.plan.rhs.scale) {
-            (Some(scale), Some(plan)) => dense_scales(scale, plan, &self.plan.product_shape, &axes_of)?,
-            _ => vec![1.0; self.sizes.batch * self.sizes.columns],
-        };
-        let dims = &self.plan.dims;
-        let zero_points = match (zero_point(value), &self.plan.rhs.zero_point) {
-            (Some(z), Some(plan)) => {
-                let free = axes(self.plan.rhs.shape.len(), &dims.rhs_batch, &dims.rhs_contracting);
-                let own: Vec<usize> = dims.rhs_batch.iter().chain(&free).copied().collect();
-                let to: Vec<usize> = own.iter().map(|&a| self.plan.rhs.shape[a]).collect();
-                Some(dense_zero_points(z, &plan.split, &own, &to)?)
-            }
-            _ => None,
-        };
-        Ok((scales, zero_points))
-    }
+/// Scales and zero points of one side, in the order of the batch and its free axes.
+type Scales = (Vec<f32>, Option<Vec<i32>>);
 
-    fn left_scales(&self, value: &Value) -> Result<(Vec<f32>, Option<Vec<i32>>), EvalError> {
-        let (axes_of, _) = product_axes(&self.plan);
-        let scales = match (scale(value), &self.plan.lhs.scale) {
-            (Some(scale), Some(plan)) => dense_scales(scale, plan, &self.plan.product_shape, &axes_of)?,
-            _ => vec![1.0; self.sizes.batch * self.sizes.rows],
-        };
-        let dims = &self.plan.dims;
-        let zero_points = match (zero_point(value), &self.plan.lhs.zero_point) {
-            (Some(z), Some(plan)) => {
-                let free = axes(self.plan.lhs.shape.len(), &dims.lhs_batch, &dims.lhs_contracting);
-                let own: Vec<usize> = dims.lhs_batch.iter().chain(&free).copied().collect();
-                let to: Vec<usize> = own.iter().map(|&a| self.plan.lhs.shape[a]).collect();
-                Some(dense_zero_points(z, &plan.split, &own, &to)?)
-            }
-            _ => None,
-        };
-        Ok((scales, zero_points))
-    }
+/// The scales of the left side, one for each batch entry and row.
+pub(crate) fn left_scales(plan: &QuantizedDot, sizes: Sizes, value: &Value) -> Result<Scales, EvalError> {
+    let own = left_axes(&plan.dims);
+    side_scales(plan, &plan.lhs, &own, &product_axes(plan).0, sizes.batch * sizes.rows, value)
+}
+
+/// The scales of the right side, one for each batch entry and column.
+pub(crate) fn right_scales(plan: &QuantizedDot, sizes: Sizes, value: &Value) -> Result<Scales, EvalError> {
+    let own = right_axes(&plan.dims);
+    side_scales(plan, &plan.rhs, &own, &product_axes(plan).1, sizes.batch * sizes.columns, value)
+}
+
+fn side_scales(
+    plan: &QuantizedDot,
+    side: &SidePlan,
+    own: &Axes<'_>,
+    in_product: &[usize],
+    count: usize,
+    value: &Value,
+) -> Result<Scales, EvalError> {
+    let scales = match (scale(value), &side.scale) {
+        (Some(scale), Some(how)) => dense_scales(scale, how, &plan.product_shape, in_product)?,
+        _ => vec![1.0; count],
+    };
+    let zero_points = match (zero_point(value), &side.zero_point) {
+        (Some(z), Some(how)) => {
+            let free = axes(side.shape.len(), own.batch, own.contracted);
+            let order: Vec<usize> = own.batch.iter().chain(&free).copied().collect();
+            let to: Vec<usize> = order.iter().map(|&a| side.shape[a]).collect();
+            Some(dense_zero_points(z, &how.split, &order, &to)?)
+        }
+        _ => None,
+    };
+    Ok((scales, zero_points))
 }
 
 impl Step for IntegerDot {
@@ -222,12 +221,12 @@ impl Step for IntegerDot {
                 let right = operands.get(1).ok_or_else(|| fail("an operand is missing"))?;
                 check(right, &self.rhs)?;
                 packed = pack(stored(right)?, &self.rhs_side, self.sizes)?;
-                let (scales, zero_points) = self.right_scales(right)?;
+                let (scales, zero_points) = right_scales(&self.plan, self.sizes, right)?;
                 (&packed, Cow::Owned(scales), zero_points)
             }
         };
         let (values, side) = self.lhs_side.read(stored(left)?)?;
-        let (left_scales, left_zero_points) = self.left_scales(left)?;
+        let (left_scales, left_zero_points) = left_scales(&self.plan, self.sizes, left)?;
         let starts = side.starts(batch);
         // Correcting for a right zero point takes the sums of the left rows.
         let row_sums = right_zero_points.as_ref().map(|_| {
@@ -489,6 +488,9 @@ pub(super) fn plan(planning: &Planning<'_>, id: NodeId) -> Option<Planned> {
             if is_byte(lhs.value_dtype()) && is_byte(rhs.value_dtype()) && plan.accumulator == DType::S32 {
                 return integers(planning, [a, b], *plan, [lhs, rhs], tiles, rounding, dtype);
             }
+            if plan.accumulator == DType::S32 && dtype != DType::S32 {
+                return wide::quantized(planning, [a, b], *plan, [lhs, rhs], tiles, rounding, dtype);
+            }
             if plan.accumulator == DType::S32
                 || plan.lhs.zero_point.is_some()
                 || plan.rhs.zero_point.is_some()
@@ -544,7 +546,7 @@ fn integers(
     if let Some(value) = known(planning, b) {
         check(value, &step.rhs).ok()?;
         let panels = pack(stored(value).ok()?, &step.rhs_side, sizes).ok()?;
-        let (scales, zero_points) = step.right_scales(value).ok()?;
+        let (scales, zero_points) = right_scales(&step.plan, sizes, value).ok()?;
         step.right = Right::Packed { panels, scales, zero_points };
         operands.pop();
     }
