@@ -350,7 +350,7 @@ const ROWS: &[(&str, &str, &str)] = &[
     (
         "s32[2,8]",
         "q[int8 s32[2,8] {channelwise,_} absmax] quantize(%0)",
-        "takes floats of 16 bits or more, found s32[2,8]",
+        "an array of s32 cannot be quantized",
     ),
     ("q[int8 f32[2,8] {channelwise,_} absmax]", "f32[2,8] dequantize(%0)", ""),
     ("f32[2,8]", "f32[2,8] dequantize(%0)", "takes a quantized array, found f32[2,8]"),
