@@ -364,7 +364,16 @@ pub enum Source<'a> {
     Splat(&'a [u8]),
 }
 
-type Register = Vec<u64>;
+/// A cache line: loads of a whole vector then never cross from one into the next.
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+struct Line([u64; 8]);
+
+type Register = Vec<Line>;
+
+/// Lines beyond what a full register needs. Were registers a multiple of 4096 bytes apart, the machine would take a store to
+/// one for a store to what is loaded from another.
+const SPACING: usize = 5;
 
 /// Registers, to be used again from block to block. Splat inputs are widened once: give each set of inputs a scratch of its own.
 #[derive(Debug)]
@@ -399,7 +408,7 @@ impl Program {
     pub fn scratch(&self, count: usize) -> Scratch {
         let lanes = count.clamp(1, BLOCK);
         Scratch {
-            registers: vec![vec![0; lanes]; self.registers],
+            registers: vec![vec![Line([0; 8]); lanes.div_ceil(8) + SPACING]; self.registers],
             splats: vec![false; self.inputs.len()],
             lanes,
         }
@@ -420,14 +429,14 @@ impl Program {
                 Source::Block(bytes) => {
                     assert!(bytes.len() >= count * num.size());
                     if !(num.is_natural() && is_aligned(bytes, num.size())) {
-                        narrow::load(num, bytes, &mut scratch.registers[i], count);
+                        narrow::load(num, bytes, bytemuck::cast_slice_mut(&mut scratch.registers[i]), count);
                     }
                 }
                 Source::Splat(bytes) => {
                     assert!(bytes.len() >= num.size());
                     if !scratch.splats[i] {
                         scratch.splats[i] = true;
-                        narrow::splat(num, bytes, &mut scratch.registers[i]);
+                        narrow::splat(num, bytes, bytemuck::cast_slice_mut(&mut scratch.registers[i]));
                     }
                 }
             }
@@ -484,37 +493,38 @@ fn resolve_operand<'a>(
 fn execute_body(program: &Program, scratch: &mut Scratch, inputs: &[Source<'_>], count: usize) {
     for &(instr, target) in &program.instrs {
         // Taken out, so that the operands can be borrowed; none of them is the target.
-        let mut out = std::mem::take(&mut scratch.registers[target]);
+        let mut taken = std::mem::take(&mut scratch.registers[target]);
+        let out: &mut [u64] = bytemuck::cast_slice_mut(&mut taken);
         let operand = |register: usize| resolve(register, scratch, program, inputs);
         let either = |register: usize| resolve_operand(register, scratch, program, inputs);
         match instr {
-            Instr::Constant { num, bytes } => narrow::splat(num, &bytes, &mut out),
+            Instr::Constant { num, bytes } => narrow::splat(num, &bytes, out),
             Instr::Unary { op, num, a } => {
-                if !hot::unary(op, num, operand(a), &mut out, count) {
-                    cold::unary(op, num, operand(a), &mut out, count);
+                if !hot::unary(op, num, operand(a), out, count) {
+                    cold::unary(op, num, operand(a), out, count);
                 }
             }
             Instr::Binary { op, num, a, b } => {
-                if !hot::binary(op, num, either(a), either(b), &mut out, count) {
-                    cold::binary(op, num, operand(a), operand(b), &mut out, count);
+                if !hot::binary(op, num, either(a), either(b), out, count) {
+                    cold::binary(op, num, operand(a), operand(b), out, count);
                 }
             }
             Instr::Compare { compare, total, num, a, b } => {
-                if total || !hot::compare(compare, num, either(a), either(b), &mut out, count) {
-                    cold::compare(compare, total, num, operand(a), operand(b), &mut out, count);
+                if total || !hot::compare(compare, num, either(a), either(b), out, count) {
+                    cold::compare(compare, total, num, operand(a), operand(b), out, count);
                 }
             }
             Instr::Select { num, mask, a, b } => {
-                hot::select(num, operand(mask), either(a), either(b), &mut out, count)
+                hot::select(num, operand(mask), either(a), either(b), out, count)
             }
             Instr::Convert { from, to, a } => {
-                if !hot::convert(from, to, operand(a), &mut out, count) {
-                    cold::convert(from, to, operand(a), &mut out, count);
+                if !hot::convert(from, to, operand(a), out, count) {
+                    cold::convert(from, to, operand(a), out, count);
                 }
             }
         }
-        narrow::settle(instr.result(), &mut out, count);
-        scratch.registers[target] = out;
+        narrow::settle(instr.result(), out, count);
+        scratch.registers[target] = taken;
     }
 }
 
