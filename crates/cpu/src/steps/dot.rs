@@ -111,12 +111,10 @@ impl FloatSide {
         match &self.layout {
             Layout::InPlace(side) => Ok((as_f32(array)?, side.clone())),
             Layout::Copied(view) => {
-                let size = array.dtype().bits() / 8;
-                let mut bytes = vec![0u64; (view.len() * size).div_ceil(8)];
-                let bytes = &mut bytemuck::cast_slice_mut::<u64, u8>(&mut bytes)[..view.len() * size];
-                copy_walk(view, array.bytes(), size, bytes)?;
-                let copy = Array::from_bytes(array.dtype(), &[view.len()], bytes.to_vec())?;
-                let values = as_f32(&copy)?.into_owned();
+                // Widened first: a copy of f32 goes straight to where it is read from.
+                let dense = as_f32(array)?;
+                let mut values = vec![0.0f32; view.len()];
+                copy_walk(view, bytemuck::cast_slice(&dense), 4, bytemuck::cast_slice_mut(&mut values))?;
                 Ok((Cow::Owned(values), Side::dense(sizes.0, sizes.1, sizes.2)))
             }
         }
