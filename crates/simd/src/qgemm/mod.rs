@@ -112,6 +112,7 @@ impl<'a> Rows<'a> {
 
 /// Memory that a kernel uses again from call to call.
 #[derive(Debug, Default)]
+#[allow(dead_code)] // No machine's kernels use all of it.
 pub struct Workspace {
     bytes: Vec<u8>,
     words: Vec<i16>,
