@@ -59,6 +59,22 @@ impl QArrayType {
     pub fn has_zero_point(&self) -> bool {
         self.how.calibration.is_asymmetric()
     }
+
+    /// The granularity of each axis and the calibration: `{channelwise,_} absmax`.
+    pub fn how_text(&self) -> String {
+        let axes: Vec<String> = self
+            .how
+            .granularity
+            .iter()
+            .map(|granularity| match granularity {
+                Granularity::Shared => "_".to_owned(),
+                Granularity::Channelwise => "channelwise".to_owned(),
+                Granularity::Tiled(Tile::Size(size)) => format!("tile {size}"),
+                Granularity::Tiled(Tile::Fraction(fraction)) => format!("tile {fraction:?}x"),
+            })
+            .collect();
+        format!("{{{}}} {}", axes.join(","), self.how.calibration)
+    }
 }
 
 /// The type of a node's value.
@@ -96,18 +112,7 @@ impl fmt::Display for QArrayType {
     /// `q[int8 f32[8,16] {channelwise,_} absmax]`: the qtype, the array that it stands for, a granularity an axis and
     /// the calibration.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "q[{} {} {{", self.how.qtype, self.array)?;
-        for (i, granularity) in self.how.granularity.iter().enumerate() {
-            f.write_str(if i == 0 { "" } else { "," })?;
-            match granularity {
-                Granularity::Shared => f.write_str("_")?,
-                Granularity::Channelwise => f.write_str("channelwise")?,
-                Granularity::Tiled(Tile::Size(size)) => write!(f, "tile {size}")?,
-                Granularity::Tiled(Tile::Fraction(fraction)) => write!(f, "tile {fraction:?}x")?,
-            }
-        }
-        f.write_str("}")?;
-        write!(f, " {}]", self.how.calibration)
+        write!(f, "q[{} {} {}]", self.how.qtype, self.array, self.how_text())
     }
 }
 

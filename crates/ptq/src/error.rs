@@ -41,6 +41,16 @@ pub enum PtqError {
         /// What does not fit.
         reason: String,
     },
+    /// Parameters of the template that are not there yet.
+    #[error("{} of {total} parameters missing: {places}", missing.len())]
+    MissingParams {
+        /// Their paths, all of them.
+        missing: Vec<Path>,
+        /// How many the template has.
+        total: usize,
+        /// Where they are missing, in words: a module of which all are is one place.
+        places: String,
+    },
     /// A parameter that the template does not have.
     #[error("parameter `{path}` is not one of the model's{hint}")]
     UnknownParam {

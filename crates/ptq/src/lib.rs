@@ -13,12 +13,14 @@ mod rule;
 mod share;
 mod site;
 mod stats;
+mod template;
 
 pub use error::{PtqError, Warning};
 pub use explain::{Outcome, Report, SideVerdict, UnusedRule, Verdict, bytes_of, bytes_of_variables, explain};
 pub use providers::{Choice, Decision, Provider, PtqProvider, Side};
 pub use quantize_model::{PtqModel, quantize_model};
-pub use quantize_params::{QuantizeParams, Template, quantize_param, quantize_params, quantize_params_with};
+pub use quantize_params::{QuantizeParams, quantize_param, quantize_params, quantize_params_with};
 pub use rule::{CheckedRule, OP_NAMES, QuantizationRule, Rules, SideRule, TileSize};
 pub use site::{AxisUse, Operand, Product, Site, Storage, Weight, find_sites};
 pub use stats::{QuantStats, Stats, Sums};
+pub use template::{Template, Unfinished};

@@ -1,23 +1,11 @@
 //! Float parameters into the parameters of a quantized graph.
 
-use std::collections::BTreeMap;
-use std::fmt;
-
 use qwix_array::Array;
 use qwix_eval::{Params, Value};
-use qwix_graph::{ArrayType, Graph, Parameter, Path, Prep, Slot, Type};
+use qwix_graph::{ArrayType, Path, Prep, Slot, Type};
 use qwix_quant::{QuantError, check_finite, quantize};
 
-use crate::error::nearest;
-use crate::{PtqError, QuantStats};
-
-/// The parameters of a graph: what each is, and what it is made from. Holds no values.
-#[derive(Clone, PartialEq, Debug, Default)]
-pub struct Template {
-    parameters: BTreeMap<Path, Parameter>,
-    /// For the path of a float parameter, the parameters made from it.
-    made_from: BTreeMap<Path, Vec<Path>>,
-}
+use crate::{PtqError, QuantStats, Template};
 
 /// What [`quantize_params`] is told beside the parameters.
 #[derive(Clone, Copy, Default, Debug)]
@@ -26,59 +14,6 @@ pub struct QuantizeParams<'a> {
     pub allow_extra_params: bool,
     /// Statistics for the static scales of activations.
     pub quant_stats: Option<&'a QuantStats>,
-}
-
-impl Template {
-    /// The template of a graph's variables.
-    pub fn of(graph: &Graph) -> Self {
-        let mut template = Template::default();
-        for (_, parameter) in graph.variables() {
-            let source = parameter.slot.as_ref().map_or(&parameter.path, |slot| &slot.source);
-            template.made_from.entry(source.clone()).or_default().push(parameter.path.clone());
-            template.parameters.insert(parameter.path.clone(), parameter.clone());
-        }
-        template
-    }
-
-    /// The parameters, by path.
-    pub fn parameters(&self) -> &BTreeMap<Path, Parameter> {
-        &self.parameters
-    }
-
-    /// The paths of the float parameters that it takes.
-    pub fn sources(&self) -> impl Iterator<Item = &Path> {
-        self.made_from.keys()
-    }
-
-    /// The parameters that quantized ones do not hold yet.
-    pub fn missing(&self, params: &Params) -> Vec<&Path> {
-        self.parameters.keys().filter(|path| !params.contains_key(*path)).collect()
-    }
-}
-
-impl fmt::Display for Template {
-    /// A tree: a line a module, and below it a line a parameter with its type.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut open: Vec<&str> = vec![];
-        for (path, parameter) in &self.parameters {
-            let segments: Vec<&str> = path.segments().collect();
-            let Some((name, modules)) = segments.split_last() else { continue };
-            let shared = open.iter().zip(modules).take_while(|(a, b)| a == b).count();
-            open.truncate(shared);
-            for module in &modules[shared..] {
-                writeln!(f, "{}{module}", "  ".repeat(open.len()))?;
-                open.push(module);
-            }
-            write!(f, "{}{name}: {}", "  ".repeat(open.len()), parameter.ty)?;
-            match &parameter.slot {
-                Some(slot) if slot.source != *path || !slot.prep.is_empty() => {
-                    writeln!(f, " from {} {}", slot.source, slot.source_type)?;
-                }
-                Some(_) | None => writeln!(f)?,
-            }
-        }
-        Ok(())
-    }
 }
 
 /// Quantizes float parameters as the template says: all, or any subtree. What the template leaves in float passes.
@@ -111,7 +46,7 @@ pub fn quantize_params_with(
     }
     let mut quantized = Params::new();
     for (path, value) in params {
-        if options.allow_extra_params && !template.made_from.contains_key(path) {
+        if options.allow_extra_params && template.made_of(path).next().is_none() {
             continue;
         }
         match value {
@@ -141,15 +76,11 @@ pub fn quantize_param(
     path: &Path,
     array: &Array,
 ) -> Result<Vec<(Path, Value)>, PtqError> {
-    let Some(made) = template.made_from.get(path) else {
-        let hint = nearest(path.as_str(), template.made_from.keys().map(Path::as_str));
-        return Err(PtqError::UnknownParam {
-            path: path.clone(),
-            hint: hint.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default(),
-        });
-    };
-    made.iter()
-        .filter_map(|target| template.parameters.get(target))
+    if template.made_of(path).next().is_none() {
+        return Err(template.unknown_source(path));
+    }
+    template
+        .made_of(path)
         .map(|parameter| {
             let value = match (&parameter.slot, &parameter.ty) {
                 (Some(slot), _) => round_to_nearest(slot, array)?,

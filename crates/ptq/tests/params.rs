@@ -119,20 +119,3 @@ fn one_source_feeds_several_parameters() {
     assert!(matches!(&made[1].1, Value::QArray(q) if q.shape() == [16, 24] && q.scale().shape() == [1, 24]));
     assert_eq!(template.sources().count() + 1, template.parameters().len());
 }
-
-#[test]
-fn templates_print_as_trees() {
-    let text = quantized("linen_mlp", w8()).abstract_params().to_string();
-    let wanted = "\
-Dense_0
-  bias: f32[32]
-  kernel: q[int8 f32[16,32] {_,channelwise} absmax]
-Dense_1
-  bias: f32[32]
-  kernel: q[int8 f32[32,32] {_,channelwise} absmax]
-Dense_2
-  bias: f32[8]
-  kernel: q[int8 f32[32,8] {_,channelwise} absmax]
-";
-    assert_eq!(text, wanted);
-}

@@ -51,9 +51,10 @@ pub use qwix_graph::{
     ArrayType, Computation, Graph, GraphError, Node, NodeId, Op, Parameter, Path, Role, Type,
 };
 pub use qwix_ptq::{
-    Outcome, Provider, PtqError, PtqModel, PtqProvider, QuantizationRule, Report as PtqReport, SideVerdict,
-    Site, Template, Verdict, Warning, bytes_of_variables, explain, find_sites, quantize_model,
-    quantize_param, quantize_params,
+    Outcome, Provider, PtqError, PtqModel, PtqProvider, QuantStats, QuantizationRule, QuantizeParams,
+    Report as PtqReport, SideVerdict, Site, Stats, Sums, Template, Unfinished, Verdict, Warning,
+    bytes_of_variables, explain, find_sites, quantize_model, quantize_param, quantize_params,
+    quantize_params_with,
 };
 pub use qwix_quant::{Calibration, Granularity, HowToQuantize, QArray, QType, QuantError, Tile};
 pub use rules::read_rules;
