@@ -1,7 +1,7 @@
 //! Holds parameters and inputs against a graph's signature.
 
 use qwix_array::Array;
-use qwix_graph::{Graph, Parameter, Path, Role};
+use qwix_graph::{Graph, Parameter, Role, nearest};
 
 use crate::{EvalError, Params, Value};
 
@@ -27,11 +27,9 @@ pub fn bind_variables(graph: &Graph, mut params: Params) -> Result<Vec<Option<Va
     match params.into_keys().next() {
         None => Ok(bound),
         Some(path) => {
-            let known: Vec<&Path> = graph.variables().map(|(_, p)| &p.path).collect();
-            let hint = match closest(path.as_str(), &known) {
-                Some(similar) => format!(" (did you mean `{similar}`?)"),
-                None => String::new(),
-            };
+            let known = graph.variables().map(|(_, p)| p.path.as_str());
+            let hint = nearest(path.as_str(), known).map(|near| format!(" (did you mean `{near}`?)"));
+            let hint = hint.unwrap_or_default();
             Err(EvalError::ExtraParam { path, hint })
         }
     }
@@ -57,30 +55,4 @@ fn check(parameter: &Parameter, what: String, value: &Value) -> Result<(), EvalE
         return Ok(());
     }
     Err(EvalError::WrongType { what, expected: parameter.ty.to_string(), found: value.describe() })
-}
-
-/// The known path most like a given one, when one is like it at all.
-fn closest<'a>(path: &str, known: &[&'a Path]) -> Option<&'a Path> {
-    known
-        .iter()
-        .map(|&k| (distance(path, k.as_str()), k))
-        .filter(|&(d, k)| d <= 2 + k.as_str().len() / 4)
-        .min_by_key(|&(d, _)| d)
-        .map(|(_, k)| k)
-}
-
-/// Levenshtein's distance, in bytes.
-fn distance(a: &str, b: &str) -> usize {
-    let b = b.as_bytes();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, ca) in a.bytes().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, &cb) in b.iter().enumerate() {
-            let change = diagonal + usize::from(ca != cb);
-            diagonal = row[j + 1];
-            row[j + 1] = change.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }

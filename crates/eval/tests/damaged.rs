@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use qwix_array::{Array, DType, element_count};
-use qwix_eval::{Backend, Limits, Params, ReferenceBackend, fold_constants};
+use qwix_eval::{Backend, Limits, Params, ReferenceBackend};
 use qwix_graph::{Graph, Role, Type};
 
 /// Numbers that look random enough; Vigna's SplitMix64.
@@ -76,15 +76,7 @@ fn damaged_modules_fail_with_errors() {
                 continue;
             };
             let Ok(model) = backend.compile(&graph, Params::new()) else { continue };
-            let result = model.run(&inputs);
-            ran += usize::from(result.is_ok());
-            // Folding changes nothing, except that it may compute what limits or a branch kept from being computed.
-            if let (Ok(a), Ok(b)) = (
-                &result,
-                backend.compile(&fold_constants(&graph), Params::new()).and_then(|m| m.run(&inputs)),
-            ) {
-                assert_eq!(a, &b, "{}", file.display());
-            }
+            ran += usize::from(model.run(&inputs).is_ok());
         }
     }
     assert!(read > tried / 20 && ran > tried / 50, "of {tried} modules {read} were read and {ran} ran");

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use qwix_array::{Array, DType, Pred};
-use qwix_eval::{Backend, EvalError, Limits, Params, ReferenceBackend, Value, fold_constants};
+use qwix_eval::{Backend, EvalError, Limits, Params, ReferenceBackend, Value};
 use qwix_graph::{
-    ArrayType, BinaryOp, Comparison, Computation, ComputationBuilder, DotDims, Graph, GraphBuilder,
-    GraphError, Op, Path, Slot, Type, UnaryOp, Unsupported, reducer,
+    ArrayType, BinaryOp, Comparison, Computation, ComputationBuilder, DotDims, Graph, GraphBuilder, Op, Path,
+    Slot, Type, UnaryOp, Unsupported, reducer,
 };
 use qwix_quant::{Granularity, HowToQuantize, QType, Tile};
 
@@ -166,29 +166,6 @@ fn sums_are_wide_and_orders_may_be_nonsense() {
     let mut found = run(&graph, &[f32s(&[100], &values)]).unwrap()[0].to_f64_vec();
     found.sort_by(f64::total_cmp);
     assert!(found.iter().copied().eq((0..100).map(f64::from)));
-}
-
-#[test]
-fn what_is_constant_is_folded() -> Result<(), GraphError> {
-    let mut b = GraphBuilder::new("fold");
-    let x = b.input("x", Type::array(DType::F32, [4]))?;
-    let i = b.iota(Type::array(DType::S32, [4]), 0)?;
-    let two = b.scalar(2i32)?;
-    let two = b.broadcast(two, &[4], &[])?;
-    let doubled = b.binary(BinaryOp::Multiply, i, two)?;
-    let doubled = b.convert(doubled, DType::F32)?;
-    let e = b.unary(UnaryOp::Negate, doubled)?;
-    let y = b.binary(BinaryOp::Add, x, e)?;
-    let graph = b.finish(y)?;
-    let folded = fold_constants(&graph);
-    folded.verify()?;
-    let ops: Vec<&str> = folded.entry.nodes.iter().map(|n| n.op.name()).collect();
-    assert_eq!(ops, ["parameter", "constant", "add"]);
-    let x = f32s(&[4], &[1., 1., 1., 1.]);
-    let want = [f32s(&[4], &[1., -1., -3., -5.])];
-    assert_eq!(run(&graph, std::slice::from_ref(&x)).unwrap(), want);
-    assert_eq!(run(&folded, &[x]).unwrap(), want);
-    Ok(())
 }
 
 /// A stack of quantized weights, one of them taken by a loop's counter, as `nn.scan` does.

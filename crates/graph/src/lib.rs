@@ -12,6 +12,7 @@ mod graph;
 mod import;
 mod infer;
 mod key_path;
+mod nearest;
 mod op;
 pub mod passes;
 mod patch;
@@ -30,6 +31,7 @@ pub use graph::{Computation, Graph, Metadata, Node, NodeId, Parameter, Prep, Rol
 pub use import::ImportError;
 pub use infer::infer;
 pub use key_path::KeyPath;
+pub use nearest::nearest;
 pub use op::{
     BinaryOp, CompareOrder, Comparison, CustomCall, GatherDims, Op, PadDim, RngAlgorithm, ScatterDims,
     SliceDim, UnaryOp, Unsupported,

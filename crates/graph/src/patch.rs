@@ -364,7 +364,8 @@ fn rebuild(
         };
         for (index, called) in node.op.called_mut().into_iter().enumerate() {
             at.push(Callee { node: id, index });
-            if edits.keys().any(|path| path.starts_with(at)) {
+            // Paths that start with this one come right after it.
+            if edits.range(at.as_slice()..).next().is_some_and(|(path, _)| path.starts_with(at)) {
                 *called = Arc::new(rebuild(called, at, edits, signature)?);
             }
             at.pop();

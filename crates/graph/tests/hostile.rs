@@ -4,6 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use common::models;
+use qwix_graph::text::TextOptions;
 use qwix_graph::{Graph, KeyPath, Scope, passes};
 
 mod common;
@@ -161,4 +162,33 @@ fn every_length_of_a_file() {
         tally.try_file(&format!("the first {length} bytes"), &bytes[..length]);
     }
     tally.finish(bytes.len() + 1);
+}
+
+/// Sixty computations, each of which calls the one before it twice: small as text, without end when it is unrolled.
+#[test]
+fn computations_that_are_shared_many_times() {
+    let mut text = String::from("HloModule m, frontend_attributes={qwix=\"1\"}\n\n");
+    for level in 0..60 {
+        text.push_str(&format!("%c{level} (x: f32[]) -> f32[] {{\n  %x = f32[] parameter(0)\n"));
+        if level == 0 {
+            text.push_str("  ROOT %y = f32[] exponential(%x)\n}\n\n");
+        } else {
+            let below = level - 1;
+            text.push_str(&format!(
+                "  %unused = f32[] negate(%x)\n  %a = f32[] call(%x), to_apply=%c{below}\n  ROOT %b = f32[] call(%a), to_apply=%c{below}\n}}\n\n"
+            ));
+        }
+    }
+    text.push_str(
+        "ENTRY %main () -> f32[] {\n  %x = f32[] constant(1)\n  ROOT %y = f32[] call(%x), to_apply=%c59\n}\n",
+    );
+    let start = Instant::now();
+    let graph = Graph::from_text(&text).unwrap();
+    graph.verify().unwrap();
+    let swept = passes::eliminate_dead_code(&graph).retype().unwrap();
+    assert!(!swept.to_text(TextOptions::default()).contains("negate"));
+    assert_eq!(swept.to_text(TextOptions::default()).matches("to_apply").count(), 119);
+    let refused = passes::inline_calls(&graph).unwrap_err().to_string();
+    assert!(refused.contains("with calls inlined"), "{refused}");
+    assert!(start.elapsed() < LONGEST, "{:?}", start.elapsed());
 }

@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use qwix_eval::Params;
-use qwix_graph::{ArrayType, Graph, Parameter, Path, Prep, Slot, Type};
+use qwix_graph::{ArrayType, Graph, Parameter, Path, Prep, Slot, Type, nearest};
 
-use crate::error::nearest;
 use crate::{PtqError, bytes_of};
 
 /// The parameters of a graph: what each is, and what it is made from. Holds no values, so that a model of any size

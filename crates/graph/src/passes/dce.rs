@@ -1,5 +1,6 @@
 //! Dead code: nodes that the result does not depend on, and variables that nothing uses.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::{Computation, Graph, Node, NodeId, Op, Parameter, Role};
@@ -20,7 +21,7 @@ pub fn eliminate_dead_code(graph: &Graph) -> Graph {
             kept.push(id);
         }
     }
-    let mut entry = keep(&graph.entry, |id| live[id.index()] || kept.contains(&id));
+    let mut entry = keep(&graph.entry, &mut Swept::new(), |id| live[id.index()] || kept.contains(&id));
     for node in &mut entry.nodes {
         if let Op::Parameter(n) = &mut node.op {
             *n = number[*n];
@@ -29,19 +30,25 @@ pub fn eliminate_dead_code(graph: &Graph) -> Graph {
     Graph { name: graph.name.clone(), entry: Arc::new(entry), parameters }
 }
 
+/// The computations that were swept, by the address of what they were: one that is shared is swept once.
+type Swept = HashMap<*const Computation, Arc<Computation>>;
+
 /// A called computation without its dead nodes; parameters stay, as the caller passes them. The same one when there
 /// is nothing to drop.
-fn sweep(computation: &Arc<Computation>) -> Arc<Computation> {
+fn sweep(computation: &Arc<Computation>, done: &mut Swept) -> Arc<Computation> {
+    if let Some(swept) = done.get(&Arc::as_ptr(computation)) {
+        return Arc::clone(swept);
+    }
     let live = live_nodes(computation);
     let swept =
-        keep(computation, |id| live[id.index()] || matches!(computation.node(id).op, Op::Parameter(_)));
+        keep(computation, done, |id| live[id.index()] || matches!(computation.node(id).op, Op::Parameter(_)));
     let same =
         |(a, b): (&Node, &Node)| a.op.called().into_iter().zip(b.op.called()).all(|(a, b)| Arc::ptr_eq(a, b));
-    if swept.nodes.len() == computation.nodes.len() && swept.nodes.iter().zip(&computation.nodes).all(same) {
-        Arc::clone(computation)
-    } else {
-        Arc::new(swept)
-    }
+    let unchanged =
+        swept.nodes.len() == computation.nodes.len() && swept.nodes.iter().zip(&computation.nodes).all(same);
+    let swept = if unchanged { Arc::clone(computation) } else { Arc::new(swept) };
+    done.insert(Arc::as_ptr(computation), Arc::clone(&swept));
+    swept
 }
 
 fn live_nodes(computation: &Computation) -> Vec<bool> {
@@ -58,7 +65,7 @@ fn live_nodes(computation: &Computation) -> Vec<bool> {
 }
 
 /// A computation with some of its nodes, operands renumbered, called computations swept.
-fn keep(computation: &Computation, kept: impl Fn(NodeId) -> bool) -> Computation {
+fn keep(computation: &Computation, done: &mut Swept, kept: impl Fn(NodeId) -> bool) -> Computation {
     let mut renumbered = vec![NodeId(0); computation.nodes.len()];
     let mut nodes = Vec::new();
     for (id, node) in computation.iter() {
@@ -71,7 +78,7 @@ fn keep(computation: &Computation, kept: impl Fn(NodeId) -> bool) -> Computation
             *operand = renumbered[operand.index()];
         }
         for called in node.op.called_mut() {
-            *called = sweep(called);
+            *called = sweep(called, done);
         }
         nodes.push(node);
     }

@@ -1,6 +1,6 @@
 //! The printer.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt::Write;
 use std::sync::Arc;
 
@@ -35,7 +35,7 @@ impl Graph {
     /// added to XLA's syntax.
     pub fn to_text(&self, options: TextOptions) -> String {
         let mut printer =
-            Printer { out: String::new(), options, labels: HashMap::new(), taken: HashSet::new() };
+            Printer { out: String::new(), options, labels: HashMap::new(), taken: HashMap::new() };
         let _ = writeln!(printer.out, "HloModule {}, frontend_attributes={{qwix=\"1\"}}", name(&self.name));
         // The entry's own name is taken before its callees'.
         let label = printer.label(&self.entry.name);
@@ -51,18 +51,21 @@ struct Printer {
     options: TextOptions,
     /// What each computation that was printed is called in the text.
     labels: HashMap<*const Computation, String>,
-    taken: HashSet<String>,
+    /// Names in use, and for each the suffix that was tried last for another computation of that name.
+    taken: HashMap<String, usize>,
 }
 
 impl Printer {
     /// The computation's name, or one like it that is free.
     fn label(&mut self, own: &str) -> String {
+        let mut suffix = self.taken.get(own).copied().unwrap_or(0);
         let mut label = own.to_owned();
-        let mut suffix = 0usize;
-        while label.is_empty() || !self.taken.insert(label.clone()) {
+        while label.is_empty() || self.taken.contains_key(&label) {
             suffix += 1;
             label = format!("{own}.{suffix}");
         }
+        self.taken.insert(own.to_owned(), suffix);
+        self.taken.insert(label.clone(), 0);
         label
     }
 

@@ -5,10 +5,10 @@ mod regex;
 
 use std::fmt;
 
+use qwix_graph::nearest;
 use qwix_quant::{Calibration, QType, Tile};
 use serde::Serialize;
 
-use crate::error::nearest;
 use crate::{PtqError, Warning};
 use regex::FullMatch;
 

@@ -1,10 +1,10 @@
 //! Rules from JSON and TOML.
 
+use qwix_graph::nearest;
 use serde_json::{Map, Value};
 
 use super::{QuantizationRule, TileSize};
 use crate::PtqError;
-use crate::error::nearest;
 
 const FIELDS: [&str; 9] = [
     "module_path",
