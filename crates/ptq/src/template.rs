@@ -134,8 +134,8 @@ impl Template {
         }
     }
 
-    /// The error for a float parameter that nothing is made from.
-    pub(crate) fn unknown_source(&self, path: &Path) -> PtqError {
+    /// The error for a float parameter that nothing is made from, with the one that is probably meant.
+    pub fn unknown_source(&self, path: &Path) -> PtqError {
         self.unknown(path, self.made_from.keys())
     }
 }

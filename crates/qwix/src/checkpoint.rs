@@ -76,6 +76,12 @@ impl Checkpoint {
         self.files.get(*file)?.get(key)
     }
 
+    /// Which file a parameter is in, by number, and where in it.
+    pub fn place(&self, path: &Path) -> Option<(usize, u64)> {
+        let (file, key) = self.tensors.get(path)?;
+        Some((*file, self.files.get(*file)?.offset(key)?))
+    }
+
     /// Reads one parameter.
     ///
     /// # Errors

@@ -23,6 +23,7 @@
 //! | read a model, and parameters from a checkpoint | [`Model`], [`Checkpoint`] |
 //! | say what is quantized, and see why | [`QuantizationRule`], [`explain`] |
 //! | quantize | [`quantize_model`], [`quantize_params`], [`quantize_param`] |
+//! | quantize while a checkpoint is read | [`quantize_checkpoint`], [`quantize_online`] |
 //! | run | [`Model::compile`], [`CpuBackend`], [`ReferenceBackend`] |
 //! | keep a quantized model on disk | [`PackageWriter`], [`Package`] |
 
@@ -36,6 +37,7 @@ mod model;
 mod noise;
 mod package;
 mod rules;
+mod streaming;
 mod tensors;
 
 pub use backends::{backend, backend_names};
@@ -58,4 +60,5 @@ pub use qwix_ptq::{
 };
 pub use qwix_quant::{Calibration, Granularity, HowToQuantize, QArray, QType, QuantError, Tile};
 pub use rules::read_rules;
+pub use streaming::{Loaded, Loading, Online, ParamReader, Progress, quantize_checkpoint, quantize_online};
 pub use tensors::{TensorFile, TensorWriter, narrowed, widened, write_tensors};

@@ -85,6 +85,11 @@ impl TensorFile {
         self.tensors.get(key).map(|entry| &entry.ty)
     }
 
+    /// Where the bytes of one tensor begin in the file.
+    pub fn offset(&self, key: &str) -> Option<u64> {
+        self.tensors.get(key).map(|entry| entry.offset)
+    }
+
     /// Reads one tensor.
     ///
     /// # Errors
