@@ -347,6 +347,11 @@ impl ComputationBuilder {
         self.add(Op::Dequantize, &[x])
     }
 
+    /// How many nodes there are so far.
+    pub fn node_count(&self) -> usize {
+        self.computation.nodes.len()
+    }
+
     /// The nodes so far, to be renamed or annotated.
     pub(crate) fn nodes_mut(&mut self) -> &mut Vec<Node> {
         &mut self.computation.nodes

@@ -21,6 +21,7 @@
 //! | to | use |
 //! | --- | --- |
 //! | read a model, and parameters from a checkpoint | [`Model`], [`Checkpoint`] |
+//! | write a model in Rust | [`nn`] |
 //! | say what is quantized, and see why | [`QuantizationRule`], [`explain`] |
 //! | quantize | [`quantize_model`], [`quantize_params`], [`quantize_param`] |
 //! | quantize while a checkpoint is read | [`quantize_checkpoint`], [`quantize_online`] |
@@ -52,6 +53,7 @@ pub use qwix_eval::{Backend, EvalError, Executable, Params, ReferenceBackend, Va
 pub use qwix_graph::{
     ArrayType, Computation, Graph, GraphError, Node, NodeId, Op, Parameter, Path, Role, Type,
 };
+pub use qwix_nn as nn;
 pub use qwix_ptq::{
     Outcome, Provider, PtqError, PtqModel, PtqProvider, QuantStats, QuantizationRule, QuantizeParams,
     Report as PtqReport, SideVerdict, Site, Stats, Sums, Template, Unfinished, Verdict, Warning,
