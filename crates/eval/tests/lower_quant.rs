@@ -289,10 +289,7 @@ fn dots() {
             let y = b.dot(l, r, &dims, result).unwrap();
             let graph = b.finish(y).unwrap();
             cases += 1;
-            // Where a 16-bit integer meets a float in a bf16 product, lowering rounds it to bf16 first.
-            let is_mixed = both(&|h| h.qtype.storage == DType::S16) == 1 && ld == DType::BF16;
-            let tolerance = if is_mixed { 0.02 } else { 0.0 };
-            if let Some(what) = difference(&graph, &params, &inputs, tolerance) {
+            if let Some(what) = difference(&graph, &params, &inputs, 0.0) {
                 let ty = |h: &Option<HowToQuantize>| {
                     h.as_ref().map_or("plain".to_owned(), |h| {
                         format!("{} {:?} {}", h.qtype, h.granularity, h.calibration)

@@ -194,7 +194,8 @@ pub fn broadcast_views(x: &[usize], y: &[usize]) -> Result<BroadcastViews, Quant
 }
 
 /// The dtypes of product and result: the result's is the promotion of what the sides dequantize to (or what the
-/// caller prefers); the product's is the same, except that integers accumulate in s32.
+/// caller prefers); the product's is the same, except that integers accumulate in s32, and 16-bit integers with floats at
+/// least in f32, since 16-bit floats do not hold their values.
 pub fn accumulator_and_result(
     lhs: &OperandInfo,
     rhs: &OperandInfo,
@@ -206,8 +207,15 @@ pub fn accumulator_and_result(
         _ => dtype,
     };
     let result = preferred.unwrap_or_else(|| promote(widen(lhs.dtype), widen(rhs.dtype)));
-    let ints = lhs.value_dtype().is_int() && rhs.value_dtype().is_int();
-    (if ints { DType::S32 } else { result }, result)
+    let (l, r) = (lhs.value_dtype(), rhs.value_dtype());
+    let accumulator = if l.is_int() && r.is_int() {
+        DType::S32
+    } else if [l, r].contains(&DType::S16) && result.bits() <= 16 {
+        DType::F32
+    } else {
+        result
+    };
+    (accumulator, result)
 }
 
 /// NumPy-like promotion as JAX does it, for the dtypes of at least 16 bits (narrower ones are widened before).
