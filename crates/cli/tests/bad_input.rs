@@ -376,6 +376,20 @@ fn a_full_device() {
     )]);
 }
 
+/// A device that never ends.
+#[cfg(target_os = "linux")]
+#[test]
+fn an_endless_device() {
+    let model = digits("model.hlo.pb");
+    assert_all(vec![
+        (
+            "rules".to_owned(),
+            complaints(&qwix(["explain", &model, "--rules", "/dev/zero"]), &["/dev/zero", "more than"]),
+        ),
+        ("model".to_owned(), complaints(&qwix(["inspect", "/dev/zero"]), &["/dev/zero", "more than"])),
+    ]);
+}
+
 /// A disk that is full after so many blocks, by a limit on the size of files.
 #[cfg(unix)]
 #[test]

@@ -8,6 +8,7 @@ use qwix_eval::{Params, Value};
 use qwix_graph::{ArrayType, Path};
 use serde::Deserialize;
 
+use crate::files::{MAX_TEXT, read_file};
 use crate::tensors::TensorFile;
 use crate::{Error, Result};
 
@@ -112,7 +113,7 @@ fn open_single(name: &FilePath) -> Result<(Vec<TensorFile>, Keys)> {
 }
 
 fn open_shards(name: &FilePath) -> Result<(Vec<TensorFile>, Keys)> {
-    let text = std::fs::read(name).map_err(|source| Error::io("read", name, source))?;
+    let text = read_file(name, MAX_TEXT)?;
     let index: Index = serde_json::from_slice(&text).map_err(|e| {
         Error::checkpoint(name, None, format!("is not an index (an object with a `weight_map`): {e}"))
     })?;

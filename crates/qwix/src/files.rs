@@ -2,10 +2,41 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path as FilePath, PathBuf};
 
 use crate::{Error, Result};
+
+/// The most that a model may have: protobuf's own limit.
+pub const MAX_MODEL: u64 = (1 << 31) - 1;
+/// The most that rules, an index of shards or a manifest may have.
+pub const MAX_TEXT: u64 = 1 << 28;
+
+/// Reads a file of up to `most` bytes.
+///
+/// # Errors
+/// [`Error::Io`], also when there is more to read (a device never ends).
+pub fn read_file(file: &FilePath, most: u64) -> Result<Vec<u8>> {
+    let io = |source| Error::io("read", file, source);
+    let opened = File::open(file).map_err(io)?;
+    let size = opened.metadata().map_or(0, |stat| stat.len().min(most));
+    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
+    opened.take(most.saturating_add(1)).read_to_end(&mut bytes).map_err(io)?;
+    if bytes.len() as u64 > most {
+        let reason = format!("it has more than {most} bytes, the most that is read of such a file");
+        return Err(io(io::Error::new(io::ErrorKind::FileTooLarge, reason)));
+    }
+    Ok(bytes)
+}
+
+/// Reads a text file of up to [`MAX_TEXT`] bytes.
+///
+/// # Errors
+/// [`Error::Io`], also when it is larger or not UTF-8.
+pub fn read_text(file: &FilePath) -> Result<String> {
+    let not_text = |e| Error::io("read", file, io::Error::new(io::ErrorKind::InvalidData, e));
+    String::from_utf8(read_file(file, MAX_TEXT)?).map_err(not_text)
+}
 
 /// Writes a file through a temporary one beside it: at any time the target is the old one or the whole new one.
 /// A target that is no regular file (a pipe, a device) is written straight.

@@ -9,6 +9,7 @@ use qwix_array::Array;
 use qwix_eval::{Backend, EvalError, Executable, Params, Value};
 use qwix_graph::{Graph, Metadata, Node, NodeId, Op, Parameter, Path, Type};
 
+use crate::files::{MAX_MODEL, read_file};
 use crate::{Checkpoint, Error, Result, TensorFile, narrowed};
 
 /// A model: a [`Graph`], float or quantized.
@@ -25,7 +26,7 @@ impl Model {
     /// When the file cannot be read or is no model.
     pub fn load(file: impl AsRef<FilePath>) -> Result<Self> {
         let file = file.as_ref();
-        let bytes = std::fs::read(file).map_err(|e| Error::io("read", file, e))?;
+        let bytes = read_file(file, MAX_MODEL)?;
         let bad = |reason: String| Error::Model { file: file.to_owned(), reason };
         let is_text = file.extension().is_some_and(|e| e == "hlo" || e == "txt");
         let graph = if is_text {

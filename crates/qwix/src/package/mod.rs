@@ -23,7 +23,7 @@ use qwix_graph::{ArrayType, Graph, Parameter, Path, Role, Type};
 use qwix_quant::QArray;
 use sha2::{Digest, Sha256};
 
-use crate::files::{NewDir, NewFile};
+use crate::files::{NewDir, NewFile, read_text};
 use crate::tensors::{TensorFile, TensorWriter};
 use crate::{Error, Model, Result};
 use manifest::{FORMAT, FileEntry, Heading, Manifest, ParameterEntry, VERSION};
@@ -381,10 +381,6 @@ fn read_manifest(dir: &FilePath) -> Result<Manifest> {
         )));
     }
     serde_json::from_str(&text).map_err(|e| bad(format!("`{MANIFEST}`: {e}")))
-}
-
-fn read_text(file: &FilePath) -> Result<String> {
-    std::fs::read_to_string(file).map_err(|e| Error::io("read", file, e))
 }
 
 fn hash(file: &FilePath) -> Result<FileEntry> {
