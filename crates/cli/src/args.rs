@@ -69,11 +69,13 @@ pub struct Explain {
 
 /// Quantize a model's parameters by rules, into a directory that runs
 ///
-/// The directory holds the model, the parameters, the rules and a manifest. It is written whole or not at all.
+/// The directory holds the model, the parameters, the rules and a manifest. It is written whole or not at all. The
+/// parameters are read, quantized and written one by one, so that a model larger than the memory can be quantized.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   qwix quantize model.hlo.pb --params params.safetensors --rules rules.json -o model.int8
-  qwix quantize model.hlo.pb --params model.safetensors.index.json --rules rules.toml -o model.int4")]
+  qwix quantize model.hlo.pb --params model.safetensors.index.json --rules rules.toml -o model.int4
+  qwix quantize model.hlo.pb --params params.safetensors --rules rules.json --float-memory 256MB -o model.int8")]
 pub struct Quantize {
     /// The model
     #[arg(value_name = "MODEL.hlo.pb")]
@@ -90,6 +92,9 @@ pub struct Quantize {
     /// Leave out parameters that the model does not have, instead of refusing them
     #[arg(long)]
     pub allow_extra_params: bool,
+    /// The most float parameters to have in memory at once, such as 500MB or 2GiB; one that is larger is read alone
+    #[arg(long, value_name = "SIZE", value_parser = crate::size::parse, default_value = "1GiB")]
+    pub float_memory: u64,
     /// Replace the package that is already at DIR
     #[arg(long)]
     pub force: bool,
@@ -99,10 +104,13 @@ pub struct Quantize {
 }
 
 /// Run a quantized package, or a float model with its parameters
+///
+/// With --rules the float model is quantized while its parameters are read, and runs quantized; nothing is kept.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   qwix run model.int8 --inputs inputs.safetensors -o outputs.safetensors
-  qwix run model.hlo.pb --params params.safetensors --inputs inputs.safetensors -o outputs.safetensors")]
+  qwix run model.hlo.pb --params params.safetensors --inputs inputs.safetensors -o outputs.safetensors
+  qwix run model.hlo.pb --params params.safetensors --rules rules.json --inputs inputs.safetensors -o outputs.safetensors")]
 pub struct Run {
     /// A package that `qwix quantize` wrote, or a model (then with --params)
     #[arg(value_name = "DIR|MODEL.hlo.pb")]
@@ -110,6 +118,15 @@ pub struct Run {
     /// The float parameters of a model
     #[arg(long, value_name = "P")]
     pub params: Option<PathBuf>,
+    /// Quantize the model by these rules, JSON or TOML, while its parameters are read
+    #[arg(long, value_name = "R")]
+    pub rules: Option<PathBuf>,
+    /// Quantize only what Qwix itself quantizes
+    #[arg(long, requires = "rules")]
+    pub qwix_compat: bool,
+    /// The most float parameters to have in memory at once, such as 500MB or 2GiB; one that is larger is read alone
+    #[arg(long, value_name = "SIZE", requires = "rules", value_parser = crate::size::parse, default_value = "1GiB")]
+    pub float_memory: u64,
     /// The inputs: safetensors with keys 0, 1, … or the names that `qwix inspect` prints
     #[arg(long, value_name = "I.safetensors")]
     pub inputs: PathBuf,

@@ -5,6 +5,8 @@
 mod args;
 mod commands;
 mod output;
+mod progress;
+mod size;
 mod table;
 
 use std::process::ExitCode;

@@ -307,7 +307,10 @@ fn a_package_of_another_model_is_not_compared() {
     assert_all(vec![("another model".to_owned(), complaints(&ran, &["another model"]))]);
     let swapped = qwix(["run", &model, "--inputs", &inputs, "-o", &folder.path("out")]);
     let both = qwix(["run", &package, "--params", &params, "--inputs", &inputs, "-o", &folder.path("out")]);
+    let rules = folder.path("digits.rules.json");
+    let twice = qwix(["run", &package, "--rules", &rules, "--inputs", &inputs, "-o", &folder.path("out")]);
     assert_all(vec![
+        ("a package with rules".to_owned(), complaints(&twice, &["--rules", "quantized already"])),
         ("a model without parameters".to_owned(), complaints(&swapped, &["--params"])),
         ("a package with parameters".to_owned(), complaints(&both, &["--params"])),
     ]);

@@ -156,6 +156,32 @@ fn a_package_runs_and_is_close_to_its_float_model() {
     assert!(text.contains("worst first") && text.contains("Dense_0"), "{text}");
 }
 
+/// Quantized while it is loaded, within any bound, it is the model that the package holds.
+#[test]
+fn a_float_model_runs_quantized_by_rules() {
+    let folder = Folder::new();
+    let (model, params, inputs) =
+        (digits("model.hlo.pb"), digits("params.safetensors"), digits("images.safetensors"));
+    let package = folder.quantize("digits", INT8);
+    let rules = folder.path("digits.rules.json");
+    let (offline, online) = (folder.path("offline"), folder.path("online"));
+    qwix(["run", &package, "--inputs", &inputs, "-o", &offline]).ok();
+    let run = ["run", &model, "--params", &params, "--rules", &rules, "--inputs", &inputs, "-o", &online];
+    for bound in [&[][..], &["--float-memory", "1"], &["--float-memory", "0.3MB"]] {
+        let ran = qwix(run.iter().chain(bound));
+        assert_eq!(ran.stderr, "", "bars where no terminal is");
+        ran.ok();
+        assert_eq!(tensors(&online), tensors(&offline), "{bound:?}");
+    }
+    let out = folder.path("again");
+    let quantize = ["quantize", &model, "--params", &params, "--rules", &rules, "-o", &out];
+    qwix(quantize.iter().chain(&["--float-memory", "1"])).ok();
+    for name in ["manifest.json", "params.safetensors"] {
+        let read = |dir: &str| std::fs::read(Path::new(dir).join(name)).unwrap();
+        assert!(read(&out) == read(&package), "{name} depends on the memory");
+    }
+}
+
 #[test]
 fn inputs_have_numbers_or_names() {
     let folder = Folder::new();
@@ -270,7 +296,7 @@ fn every_command_has_help_with_an_example() {
 #[test]
 fn a_wrong_command_line_is_status_2() {
     let model = digits("model.hlo.pb");
-    let rows: [&[&str]; 7] = [
+    let rows: [&[&str]; 10] = [
         &[],
         &["transmogrify"],
         &["inspect"],
@@ -278,6 +304,9 @@ fn a_wrong_command_line_is_status_2() {
         &["explain", &model],
         &["run", &model, "--inputs", "x", "-o", "y", "--backend", "abacus"],
         &["quantize", &model, "--params", "p", "--rules", "r"],
+        &["quantize", &model, "--params", "p", "--rules", "r", "-o", "o", "--float-memory", "much"],
+        &["run", &model, "--params", "p", "--inputs", "x", "-o", "y", "--qwix-compat"],
+        &["run", &model, "--params", "p", "--inputs", "x", "-o", "y", "--float-memory", "1GB"],
     ];
     for args in rows {
         let ran = qwix(args);

@@ -4,5 +4,6 @@ pub mod compare;
 pub mod dump;
 pub mod explain;
 pub mod inspect;
+mod online;
 pub mod quantize;
 pub mod run;

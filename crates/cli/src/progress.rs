@@ -1,0 +1,33 @@
+//! Bars for a person who waits: on standard error, and only when that is a terminal.
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// A bar of bytes: how many, how fast, how long it will take.
+pub struct Bytes {
+    bar: ProgressBar,
+}
+
+impl Bytes {
+    /// An empty bar; its length is given with each step.
+    pub fn new() -> Self {
+        let bar = ProgressBar::new(0);
+        let template = "  {bar:30} {decimal_bytes}/{decimal_total_bytes}  {decimal_bytes_per_sec}  {eta} left  {wide_msg}";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        Bytes { bar }
+    }
+
+    /// So many of so many bytes are done; what is being done now.
+    pub fn at(&self, done: u64, total: u64, what: &str) {
+        self.bar.set_length(total);
+        self.bar.set_message(crate::table::printable(what));
+        self.bar.set_position(done);
+    }
+}
+
+impl Drop for Bytes {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
