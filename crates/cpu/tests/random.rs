@@ -306,7 +306,7 @@ fn product(random: &mut Random, case: usize) -> Option<(Graph, Params, Vec<Array
     let asymmetric = matches!(qtype, "int8" | "int4") && random.below(4) == 0;
     let w_how = how(random, rank, w_axis, depth, qtype, asymmetric);
     let quantized = qwix_quant::quantize(&w_float, &w_how).ok()?;
-    let slot = qwix_graph::Slot {
+    let slot = qwix_graph::WeightSlot {
         source: "w".into(),
         source_type: qwix_graph::ArrayType::new(w_float.dtype(), w_shape.clone()),
         prep: vec![],
@@ -443,7 +443,7 @@ fn native_is_the_reference_on_convolutions() {
                 calibration: Calibration::AbsMax { scale: None },
             };
             params.insert("w".into(), Value::QArray(qwix_quant::quantize(&w_float, &w_how).unwrap()));
-            let slot = qwix_graph::Slot {
+            let slot = qwix_graph::WeightSlot {
                 source: "w".into(),
                 source_type: qwix_graph::ArrayType::new(DType::F32, w_shape),
                 prep: vec![],

@@ -201,7 +201,7 @@ fn side(
     let ty = ArrayType::new(array.dtype(), array.shape());
     match how {
         Some(how) if is_variable => {
-            let slot = Slot { source: Path::new(name), source_type: ty, prep: vec![], how: how.clone() };
+            let slot = WeightSlot { source: Path::new(name), source_type: ty, prep: vec![], how: how.clone() };
             let q = qwix_quant::quantize(array, how).unwrap();
             params.insert(Path::new(name), Value::QArray(q));
             b.quantized_variable(name, slot).unwrap()
@@ -418,7 +418,7 @@ fn quantized_values_through_control_flow() {
     ] {
         let how = how(qtype, calibration, &[Channelwise, contracted, Channelwise]);
         let array = random.array(DType::F32, &[4, 8, 8]);
-        let slot = Slot {
+        let slot = WeightSlot {
             source: Path::new("layers/kernel"),
             source_type: ArrayType::new(DType::F32, [4, 8, 8]),
             prep: vec![],
@@ -436,7 +436,7 @@ fn quantized_values_through_control_flow() {
     report(failures, cases);
 }
 
-fn scan(slot: Slot) -> Graph {
+fn scan(slot: WeightSlot) -> Graph {
     let mut b = GraphBuilder::new("scan");
     let x = b.input("x", Type::array(DType::F32, [2, 8])).unwrap();
     let w = b.quantized_variable("layers/kernel", slot).unwrap();

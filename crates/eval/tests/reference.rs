@@ -6,7 +6,7 @@ use qwix_array::{Array, DType, Pred};
 use qwix_eval::{Backend, EvalError, Limits, Params, ReferenceBackend, Value};
 use qwix_graph::{
     ArrayType, BinaryOp, Comparison, Computation, ComputationBuilder, DotDims, Graph, GraphBuilder, Op, Path,
-    Slot, Type, UnaryOp, Unsupported, reducer,
+    WeightSlot, Type, UnaryOp, Unsupported, reducer,
 };
 use qwix_quant::{Granularity, HowToQuantize, QType, Tile};
 
@@ -184,7 +184,7 @@ fn a_slice_of_quantized_weights_is_quantized() {
     ];
     for granularity in rows {
         let how = how(granularity.clone());
-        let slot = Slot {
+        let slot = WeightSlot {
             source: Path::new("stack"),
             source_type: ArrayType::new(DType::F32, [2, 4, 3]),
             prep: vec![],

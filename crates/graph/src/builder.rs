@@ -9,7 +9,7 @@ use qwix_quant::{ConvDims, DotDims, HowToQuantize, WindowDim};
 use crate::infer::infer;
 use crate::{
     BinaryOp, CompareOrder, Comparison, Computation, Graph, GraphError, Metadata, Node, NodeId, Op,
-    Parameter, Path, QArrayType, Role, SliceDim, Slot, Type, UnaryOp,
+    Parameter, Path, QArrayType, Role, SliceDim, Slot, Type, UnaryOp, WeightSlot,
 };
 
 /// Makes a computation, node by node; each node's type is inferred as it is added.
@@ -441,7 +441,7 @@ impl GraphBuilder {
     ///
     /// # Errors
     /// When the slot's steps do not fit its source.
-    pub fn quantized_variable(&mut self, path: &str, slot: Slot) -> Result<NodeId, GraphError> {
+    pub fn quantized_variable(&mut self, path: &str, slot: WeightSlot) -> Result<NodeId, GraphError> {
         let mut array = slot.source_type.clone();
         for prep in &slot.prep {
             array = prep.result(&array).map_err(|reason| GraphError::Invalid {
@@ -456,7 +456,7 @@ impl GraphBuilder {
             role: Role::Variable,
             ambiguous: false,
             ty,
-            slot: Some(slot),
+            slot: Some(Slot::Weight(slot)),
         })
     }
 

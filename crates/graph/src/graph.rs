@@ -1,8 +1,10 @@
 //! Nodes, computations and the graph.
 
+use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
-use qwix_quant::HowToQuantize;
+use qwix_quant::{HowToQuantize, QType};
 
 use crate::{ArrayType, KeyPath, Op, Path, Type};
 
@@ -116,9 +118,18 @@ pub enum Prep {
     Slice(Vec<crate::SliceDim>),
 }
 
+/// How a parameter is made.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Slot {
+    /// From a float parameter, by quantizing it.
+    Weight(WeightSlot),
+    /// From what calibration saw of an activation.
+    Statistic(StatisticSlot),
+}
+
 /// How a quantized parameter is made.
 #[derive(Clone, PartialEq, Debug)]
-pub struct Slot {
+pub struct WeightSlot {
     /// The float parameter's path.
     pub source: Path,
     /// The float parameter's type.
@@ -127,6 +138,121 @@ pub struct Slot {
     pub prep: Vec<Prep>,
     /// How that is quantized.
     pub how: HowToQuantize,
+}
+
+/// How a parameter is made that holds a static range, or the statistics that one is made from.
+#[derive(Clone, PartialEq, Debug)]
+pub struct StatisticSlot {
+    /// The path of the statistics, as Qwix names them: `<module path>/<op id>_lhs`.
+    pub source: Path,
+    /// What of them it is.
+    pub part: StatisticPart,
+}
+
+/// What a parameter holds of the statistics of one activation.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum StatisticPart {
+    /// How many batches were seen, s32[].
+    Count,
+    /// A running sum, f32.
+    Sum(Sum),
+    /// The scale of the average range, f32.
+    Scale {
+        /// What the activation is quantized to.
+        qtype: &'static QType,
+        /// Whether the range is one from min to max, which has a zero point.
+        asymmetric: bool,
+    },
+    /// The zero point of the average range, of the type's storage.
+    ZeroPoint {
+        /// What the activation is quantized to.
+        qtype: &'static QType,
+    },
+}
+
+/// Which statistic of each batch is summed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Sum {
+    /// The bounds of symmetric ranges.
+    AbsMax,
+    /// The lower bounds of asymmetric ranges.
+    Min,
+    /// The upper bounds of asymmetric ranges.
+    Max,
+}
+
+impl Sum {
+    /// Qwix's name: `sum_of_absmax`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Sum::AbsMax => "sum_of_absmax",
+            Sum::Min => "sum_of_min",
+            Sum::Max => "sum_of_max",
+        }
+    }
+}
+
+impl Slot {
+    /// Where the parameter's value comes from: the path of a float parameter, or of statistics.
+    pub fn source(&self) -> &Path {
+        match self {
+            Slot::Weight(slot) => &slot.source,
+            Slot::Statistic(slot) => &slot.source,
+        }
+    }
+
+    /// The slot of a parameter that is made from a float parameter.
+    pub fn as_weight(&self) -> Option<&WeightSlot> {
+        match self {
+            Slot::Weight(slot) => Some(slot),
+            Slot::Statistic(_) => None,
+        }
+    }
+
+    /// The slot of a parameter that is made from statistics.
+    pub fn as_statistic(&self) -> Option<&StatisticSlot> {
+        match self {
+            Slot::Weight(_) => None,
+            Slot::Statistic(slot) => Some(slot),
+        }
+    }
+}
+
+impl fmt::Display for StatisticPart {
+    /// `count`, `sum_of_min`, `scale int8 asymmetric`, `zero_point int8`: what [`str::parse`] reads.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StatisticPart::Count => f.write_str("count"),
+            StatisticPart::Sum(sum) => f.write_str(sum.name()),
+            StatisticPart::Scale { qtype, asymmetric: false } => write!(f, "scale {qtype} symmetric"),
+            StatisticPart::Scale { qtype, asymmetric: true } => write!(f, "scale {qtype} asymmetric"),
+            StatisticPart::ZeroPoint { qtype } => write!(f, "zero_point {qtype}"),
+        }
+    }
+}
+
+impl FromStr for StatisticPart {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let words: Vec<&str> = text.split(' ').collect();
+        let qtype = |name: &str| QType::by_name(name).map_err(|e| e.to_string());
+        Ok(match words[..] {
+            ["count"] => StatisticPart::Count,
+            ["sum_of_absmax"] => StatisticPart::Sum(Sum::AbsMax),
+            ["sum_of_min"] => StatisticPart::Sum(Sum::Min),
+            ["sum_of_max"] => StatisticPart::Sum(Sum::Max),
+            ["scale", name, "symmetric"] => StatisticPart::Scale { qtype: qtype(name)?, asymmetric: false },
+            ["scale", name, "asymmetric"] => StatisticPart::Scale { qtype: qtype(name)?, asymmetric: true },
+            ["zero_point", name] => StatisticPart::ZeroPoint { qtype: qtype(name)? },
+            _ => {
+                return Err(format!(
+                    "expected count, sum_of_absmax, sum_of_min, sum_of_max, scale or zero_point with a type, found \
+                     `{text}`"
+                ));
+            }
+        })
+    }
 }
 
 /// A model: the entry computation and the meaning of its parameters.

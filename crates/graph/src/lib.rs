@@ -18,6 +18,7 @@ pub mod passes;
 mod patch;
 mod path;
 mod proto;
+pub mod ranges;
 mod scope;
 mod sharding;
 pub mod text;
@@ -27,7 +28,10 @@ mod verify;
 pub use builder::{ComputationBuilder, GraphBuilder, reducer};
 pub use error::GraphError;
 pub use export::ExportError;
-pub use graph::{Computation, Graph, Metadata, Node, NodeId, Parameter, Prep, Role, Slot};
+pub use graph::{
+    Computation, Graph, Metadata, Node, NodeId, Parameter, Prep, Role, Slot, StatisticPart, StatisticSlot, Sum,
+    WeightSlot,
+};
 pub use import::ImportError;
 pub use infer::infer;
 pub use key_path::KeyPath;

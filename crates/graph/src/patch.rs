@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use crate::infer::infer;
 use crate::passes::eliminate_dead_code;
-use crate::{Computation, Graph, GraphError, Metadata, Node, NodeId, Op, Parameter, Path, Role, Slot, Type};
+use crate::{
+    Computation, Graph, GraphError, Metadata, Node, NodeId, Op, Parameter, Path, Role, Slot, Type, WeightSlot,
+};
 
 /// One step from a computation to one that it calls.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -45,6 +47,7 @@ pub struct Patch {
     inserted: Vec<Inserted>,
     replaced: BTreeMap<NodeId, Node>,
     retyped: BTreeMap<usize, Parameter>,
+    outputs: Vec<NodeId>,
 }
 
 #[derive(Clone, Debug)]
@@ -77,12 +80,13 @@ impl Patch {
             inserted: Vec::new(),
             replaced: BTreeMap::new(),
             retyped: BTreeMap::new(),
+            outputs: Vec::new(),
         })
     }
 
     /// Whether it changes nothing.
     pub fn is_empty(&self) -> bool {
-        self.inserted.is_empty() && self.replaced.is_empty() && self.retyped.is_empty()
+        self.inserted.is_empty() && self.replaced.is_empty() && self.retyped.is_empty() && self.outputs.is_empty()
     }
 
     /// A node of the computation, or a new one; as it is after the patch.
@@ -137,6 +141,56 @@ impl Patch {
         Ok(self.push(node, Place::Before(before)))
     }
 
+    /// The nodes of a computation in place of a call of it, before an old node: its parameters are the operands. The
+    /// elements of its result, when that is a tuple; else the result.
+    ///
+    /// # Errors
+    /// When the operands are not its parameters' number, do not fit, or there are no such nodes.
+    pub fn insert_computation(
+        &mut self,
+        before: NodeId,
+        computation: &Computation,
+        operands: &[NodeId],
+    ) -> Result<Vec<NodeId>, GraphError> {
+        let mut made: Vec<NodeId> = Vec::with_capacity(computation.nodes.len());
+        for node in &computation.nodes {
+            let taken: Option<Vec<NodeId>> =
+                node.operands.iter().map(|o| made.get(o.index()).copied()).collect();
+            let Some(taken) = taken else {
+                return refuse(format!("`{}`: an operand comes after its user", computation.name));
+            };
+            let id = match node.op {
+                Op::Parameter(number) => match operands.get(number) {
+                    Some(&operand) if self.ty(operand)? == &node.ty => operand,
+                    Some(_) | None => {
+                        return refuse(format!("`{}` has no operand for {}", computation.name, node.name));
+                    }
+                },
+                _ if made.len() == computation.root.index() && matches!(node.op, Op::Tuple) => return Ok(taken),
+                _ => self.insert_as(before, node.op.clone(), &taken, node.ty.clone())?,
+            };
+            made.push(id);
+        }
+        match made.get(computation.root.index()) {
+            Some(&root) => Ok(vec![root]),
+            None => refuse(format!("`{}` has no root", computation.name)),
+        }
+    }
+
+    /// One more result of the entry, after all that are there: a graph with such results has a tuple, the first element
+    /// of which is what it had before.
+    ///
+    /// # Errors
+    /// When the patch is not for the entry, or there is no such node.
+    pub fn add_output(&mut self, id: NodeId) -> Result<(), GraphError> {
+        if !self.at.is_empty() {
+            return refuse(format!("`{}` is not the entry; only that has outputs", self.base.name));
+        }
+        self.node(id)?;
+        self.outputs.push(id);
+        Ok(())
+    }
+
     /// Gives an old node another op and other operands; name, metadata and array type stay.
     ///
     /// # Errors
@@ -183,7 +237,7 @@ impl Patch {
     ///
     /// # Errors
     /// When there is no such parameter, it is an input, or the slot does not make an array of its shape.
-    pub fn quantize_parameter(&mut self, graph: &Graph, number: usize, slot: Slot) -> Result<(), GraphError> {
+    pub fn quantize_parameter(&mut self, graph: &Graph, number: usize, slot: WeightSlot) -> Result<(), GraphError> {
         let Some(old) = graph.parameters.get(number).filter(|p| p.role == Role::Variable) else {
             return refuse(format!("parameter {number} is no variable"));
         };
@@ -191,7 +245,7 @@ impl Patch {
             return refuse(format!("`{}` is {}, which the slot changes", old.path, old.ty));
         }
         let ty = crate::QArrayType { array: slot.source_type.clone(), how: slot.how.clone() }.into();
-        self.retyped.insert(number, Parameter { ty, slot: Some(slot), ..old.clone() });
+        self.retyped.insert(number, Parameter { ty, slot: Some(Slot::Weight(slot)), ..old.clone() });
         Ok(())
     }
 
@@ -372,7 +426,22 @@ fn rebuild(
         }
         out.old[id.index()] = Some(out.push(node));
     }
-    let root = out.old.get(computation.root.index()).copied().flatten().unwrap_or_default();
+    let mut root = out.old.get(computation.root.index()).copied().flatten().unwrap_or_default();
+    if patches.iter().any(|patch| !patch.outputs.is_empty()) {
+        let tuple = Node {
+            name: "outputs".to_owned(),
+            op: Op::Tuple,
+            operands: Vec::new(),
+            ty: Type::Token,
+            metadata: Metadata::default(),
+            sharding: None,
+        };
+        let mut operands = vec![root];
+        for (p, patch) in patches.iter().enumerate() {
+            operands.extend(out.resolve(computation, p, &patch.outputs, &tuple)?);
+        }
+        root = out.push_new(tuple, &operands);
+    }
     Ok(Computation { name: computation.name.clone(), nodes: out.nodes, root })
 }
 

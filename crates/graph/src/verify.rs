@@ -3,7 +3,11 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::infer::{check_type, infer};
-use crate::{ArrayType, Computation, Graph, GraphError, Node, Op, Path, Prep, Role, Slot, Type};
+use crate::{
+    ArrayType, Computation, Graph, GraphError, Node, Op, Path, Prep, Role, Slot, StatisticPart, StatisticSlot, Type,
+    WeightSlot,
+};
+use qwix_array::DType;
 
 /// How deep computations may call one another.
 pub const MAX_DEPTH: usize = 64;
@@ -50,6 +54,36 @@ impl Graph {
 
 /// That a slot makes what the parameter's type says.
 fn check_slot(slot: &Slot, ty: &Type) -> Result<(), String> {
+    match slot {
+        Slot::Weight(slot) => check_weight(slot, ty),
+        Slot::Statistic(slot) => check_statistic(slot, ty),
+    }
+}
+
+fn check_statistic(slot: &StatisticSlot, ty: &Type) -> Result<(), String> {
+    let dtype = match &slot.part {
+        StatisticPart::Count => DType::S32,
+        StatisticPart::Sum(_) => DType::F32,
+        StatisticPart::Scale { qtype, asymmetric: true } if qtype.asymmetric_bounds.is_none() => {
+            return Err(format!("is a scale of an asymmetric range, which {qtype} has not"));
+        }
+        StatisticPart::Scale { .. } => DType::F32,
+        StatisticPart::ZeroPoint { qtype } if qtype.asymmetric_bounds.is_none() => {
+            return Err(format!("is a zero point, which {qtype} has not"));
+        }
+        StatisticPart::ZeroPoint { qtype } => qtype.storage,
+    };
+    match ty {
+        Type::Array(array)
+            if array.dtype == dtype && (slot.part != StatisticPart::Count || array.shape.is_empty()) =>
+        {
+            Ok(())
+        }
+        _ => Err(format!("is {ty}, but the {} of statistics is of {dtype}", slot.part)),
+    }
+}
+
+fn check_weight(slot: &WeightSlot, ty: &Type) -> Result<(), String> {
     let Type::QArray(q) = ty else { return Err(format!("has a slot, but its type is {ty}")) };
     let mut array = slot.source_type.clone();
     for prep in &slot.prep {

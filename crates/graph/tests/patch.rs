@@ -41,7 +41,7 @@ fn dense(twice: bool, shared: bool) -> (Graph, NodeId, Vec<NodeId>) {
 
 fn weight_patch(graph: &Graph, site: NodeId, how: &HowToQuantize, otherwise: &str) -> Patch {
     let source_type = ArrayType::new(F32, [8, 8]);
-    let slot = Slot {
+    let slot = WeightSlot {
         source: Path::new("Dense_0/kernel"),
         source_type: source_type.clone(),
         prep: vec![],
@@ -54,7 +54,7 @@ fn weight_patch(graph: &Graph, site: NodeId, how: &HowToQuantize, otherwise: &st
         role: Role::Variable,
         ambiguous: false,
         ty: QArrayType { array: source_type, how: how.clone() }.into(),
-        slot: Some(slot),
+        slot: Some(qwix_graph::Slot::Weight(slot)),
     };
     let q = patch.add_parameter(parameter, Path::new(otherwise)).unwrap();
     let node = graph.entry.node(site).clone();
@@ -182,7 +182,7 @@ fn a_stacked_weight_is_quantized_in_place_and_its_activation_in_the_body() {
 
     let mut patch = Patch::new(&graph, &at).unwrap();
     let how = int8(&[Granularity::Channelwise, Granularity::Shared, Granularity::Channelwise]);
-    let slot = Slot {
+    let slot = WeightSlot {
         source: Path::new("layers/kernel"),
         source_type: ArrayType::new(F32, [4, 8, 8]),
         prep: vec![],
@@ -206,7 +206,7 @@ fn a_stacked_weight_is_quantized_in_place_and_its_activation_in_the_body() {
 fn a_use_that_takes_no_quantized_array_is_named() {
     let (graph, _, _) = dense(false, true);
     let how = int8(&[Granularity::Shared, Granularity::Channelwise]);
-    let slot = Slot {
+    let slot = WeightSlot {
         source: Path::new("Dense_0/kernel"),
         source_type: ArrayType::new(F32, [8, 8]),
         prep: vec![],

@@ -239,7 +239,7 @@ fn quantized() -> Graph {
     let mut b = GraphBuilder::new("a module's name");
     b.set_scope("jit(f)/Net \"é\"\n");
     let x = b.input("x", Type::array(DType::BF16, [3, 8])).unwrap();
-    let slot = Slot {
+    let slot = WeightSlot {
         source: Path::new("Dense_0/kernel"),
         source_type: ArrayType::new(DType::BF16, [6, 4, 2]),
         prep: vec![

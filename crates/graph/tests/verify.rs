@@ -82,12 +82,12 @@ fn graphs_that_are_not_whole() {
                 granularity: vec![qwix_quant::Granularity::Shared],
                 calibration: "absmax".parse().unwrap(),
             };
-            g.parameters[1].slot = Some(Slot {
+            g.parameters[1].slot = Some(Slot::Weight(WeightSlot {
                 source: Path::new("w"),
                 source_type: ArrayType::new(DType::F32, [2]),
                 prep: vec![],
                 how,
-            });
+            }));
         }),
         ("`main`: the root is node 0 of 0", |g| {
             *entry(g) = Computation { name: "main".into(), ..Computation::default() };

@@ -1,5 +1,6 @@
 //! What can go wrong between rules and quantized parameters.
 
+use qwix_eval::EvalError;
 use qwix_graph::Path;
 use qwix_quant::QuantError;
 
@@ -69,6 +70,52 @@ pub enum PtqError {
         /// The given type.
         found: String,
     },
+    /// Statistics of an activation that a static range is to come from, and that are not there.
+    #[error(
+        "statistics `{path}` are missing, and the static range of that activation comes from them{hint}; calibrate the \
+         model with QtProvider and the same rules"
+    )]
+    MissingStats {
+        /// Their path.
+        path: Path,
+        /// What is there instead, in words, or nothing.
+        hint: String,
+    },
+    /// Statistics that are not those of this model, or of no batch.
+    #[error("statistics `{path}`: expected {expected}, found {found}")]
+    Stats {
+        /// Their path.
+        path: Path,
+        /// What the model, or the other statistics, ask for.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// Statistics of an activation that the model does not have.
+    #[error("statistics `{path}` are of no activation with a static range in this model{hint}")]
+    UnknownStats {
+        /// Their path.
+        path: Path,
+        /// A similar path, in words, or nothing.
+        hint: String,
+    },
+    /// A model that cannot be calibrated.
+    #[error("the model cannot be calibrated: {reason}")]
+    Calibration {
+        /// Why not, and what to do.
+        reason: String,
+    },
+    /// A batch that cannot be run, or that has no range.
+    #[error("batch {batch}: {reason}")]
+    Batch {
+        /// Its number, from 0.
+        batch: u64,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// An engine that cannot run the model.
+    #[error("{0}")]
+    Eval(Box<EvalError>),
     /// A parameter whose values cannot be quantized.
     #[error("parameter `{path}`: {error}")]
     Param {

@@ -6,7 +6,7 @@ use qwix_graph::{Graph, Path, Type};
 use qwix_quant::{Granularity, Tile};
 use serde::Serialize;
 
-use crate::providers::{Choice, Provider, Side, multiplies_stored};
+use crate::providers::{Choice, Provider, RangeFrom, Side, multiplies_stored};
 use crate::quantize_model::plan;
 use crate::{Operand, PtqError, Site, Storage, Warning};
 
@@ -27,6 +27,10 @@ pub struct SideVerdict {
     pub axes: Vec<String>,
     /// Where the quantized weight is kept.
     pub storage: Option<String>,
+    /// The path of the statistics that the range of an activation comes from, when it is static.
+    pub statistics: Option<String>,
+    /// The axes over which calibration takes the mean of its statistics.
+    pub batch_axes: Vec<usize>,
 }
 
 /// What happens to a site.
@@ -186,7 +190,14 @@ impl Outcome {
 
 impl SideVerdict {
     fn of(graph: &Graph, operand: &Operand, side: &Option<Side>) -> Self {
-        let as_weight = operand.weight.as_ref().filter(|_| side.as_ref().is_none_or(|s| s.weight));
+        let observed = side.as_ref().and_then(|s| match &s.range {
+            RangeFrom::Statistics(observed) => Some(observed),
+            RangeFrom::Weight { .. } | RangeFrom::Values => None,
+        });
+        let stored = side.as_ref().is_some_and(|s| s.range == RangeFrom::Weight { stored: true });
+        let as_weight = operand.weight.as_ref().filter(|_| {
+            side.as_ref().is_none_or(|s| matches!(s.range, RangeFrom::Weight { .. }))
+        });
         let axes = side.iter().flat_map(|s| &s.how.granularity).map(|granularity| match granularity {
             Granularity::Shared => "shared".to_owned(),
             Granularity::Channelwise => "channelwise".to_owned(),
@@ -200,7 +211,10 @@ impl SideVerdict {
             qtype: side.as_ref().map(|s| s.how.qtype.name),
             calibration: side.as_ref().map(|s| s.how.calibration.to_string()),
             axes: axes.collect(),
+            statistics: observed.map(|o| o.path.to_string()),
+            batch_axes: observed.map(|o| o.batch_axes.clone()).unwrap_or_default(),
             storage: as_weight.filter(|_| side.is_some()).map(|w| match &w.storage {
+                _ if !stored => "float, quantized on each run".to_owned(),
                 Storage::Folded { prep } if prep.is_empty() => "quantized parameter".to_owned(),
                 Storage::Folded { .. } => {
                     "quantized parameter in the shape that the op computes with".to_owned()
@@ -220,6 +234,9 @@ impl fmt::Display for SideVerdict {
         }
         if let Some(path) = &self.path {
             write!(f, " `{path}`")?;
+        }
+        if let Some(path) = &self.statistics {
+            write!(f, " static from `{path}`")?;
         }
         Ok(())
     }

@@ -3,11 +3,13 @@
 
 #![forbid(unsafe_code)]
 
+mod calibrate;
 mod error;
 mod explain;
 mod providers;
 mod quantize_model;
 mod quantize_params;
+mod quantize_stats;
 mod rewrite;
 mod rule;
 mod share;
@@ -15,11 +17,13 @@ mod site;
 mod stats;
 mod template;
 
+pub use calibrate::{CalibrateError, Calibrator, calibrate};
 pub use error::{PtqError, Warning};
 pub use explain::{Outcome, Report, SideVerdict, UnusedRule, Verdict, bytes_of, bytes_of_variables, explain};
-pub use providers::{Choice, Decision, Provider, PtqProvider, Side};
+pub use providers::{Choice, Decision, Observed, Phase, Provider, PtqProvider, QtProvider, RangeFrom, Side};
 pub use quantize_model::{PtqModel, quantize_model};
 pub use quantize_params::{QuantizeParams, quantize_param, quantize_params, quantize_params_with};
+pub use quantize_stats::quantize_stats;
 pub use rule::{CheckedRule, OP_NAMES, QuantizationRule, Rules, SideRule, TileSize};
 pub use site::{AxisUse, Operand, Product, Site, Storage, Weight, find_sites};
 pub use stats::{QuantStats, Stats, Sums};

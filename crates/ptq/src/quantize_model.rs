@@ -6,7 +6,7 @@ use qwix_eval::{Backend, EvalError, Executable, Params};
 use qwix_graph::{Graph, Patch};
 
 use crate::explain::{Outcome, Verdict};
-use crate::providers::{Choice, Decision, Provider};
+use crate::providers::{Choice, Decision, Phase, Provider, Side};
 use crate::share::share_quantized;
 use crate::{PtqError, QuantizationRule, Rules, Site, Storage, Template, Warning, find_sites};
 
@@ -21,6 +21,9 @@ pub struct PtqModel {
     pub warnings: Vec<Warning>,
     /// The rules.
     pub rules: Rules,
+    /// The graph that calibration runs, for a provider that has one: it takes the statistics so far as inputs, after the
+    /// model's own, and gives the new ones as further results, in the same order.
+    pub calibration: Option<Graph>,
     /// For each rule, the sites (by number) that it is the first to match.
     pub(crate) matched: Vec<Vec<usize>>,
     /// For each rule without a site, the rules that go before it wherever it would match.
@@ -106,18 +109,27 @@ pub(crate) fn plan(
         let Some(choice) = choice else { continue };
         for (operand, side) in [(&mut site.lhs, &choice.lhs), (&mut site.rhs, &choice.rhs)] {
             if let (Some(weight), Some(side)) = (&mut operand.weight, side)
+                && side.is_stored()
                 && !weight.can_keep(&side.how)
             {
                 weight.fall_back("part of it is taken along an axis that shares scales");
             }
         }
     }
-    let mut patches = rewrite(graph, provider, &sites, &decided)?;
+    let mut patches = rewrite(graph, provider, &sites, &decided, Phase::Run)?;
     settle_in_place(graph, provider, &mut sites, &decided, &mut patches)?;
     warn_of_each_run(graph, &sites, &decided, &mut warnings);
     let edits: Vec<Patch> = patches.into_iter().flatten().collect();
     let quantized = graph.apply(&edits).map_err(|e| PtqError::Graph { reason: e.to_string() })?;
     let quantized = share_quantized(&quantized);
+    let calibration = if provider.calibrates() {
+        let patches = rewrite(graph, provider, &sites, &decided, Phase::Calibrate)?;
+        let edits: Vec<Patch> = patches.into_iter().flatten().collect();
+        let calibration = graph.apply(&edits).map_err(|e| PtqError::Graph { reason: e.to_string() })?;
+        Some(share_quantized(&calibration))
+    } else {
+        None
+    };
 
     let verdicts = sites
         .iter()
@@ -141,7 +153,7 @@ pub(crate) fn plan(
             }
         }
     }
-    Ok((PtqModel { graph: quantized, verdicts, warnings, rules: rules.clone(), matched, shadows }, failed))
+    Ok((PtqModel { graph: quantized, verdicts, warnings, rules: rules.clone(), calibration, matched, shadows }, failed))
 }
 
 /// Such weights take as much room as before, and time on each run.
@@ -149,7 +161,7 @@ fn warn_of_each_run(graph: &Graph, sites: &[Site], decided: &Decided, warnings: 
     for (site, choice) in sites.iter().zip(&decided.choices) {
         let Some(choice) = choice else { continue };
         for (operand, side) in [(&site.lhs, &choice.lhs), (&site.rhs, &choice.rhs)] {
-            if side.as_ref().is_some_and(|s| s.weight)
+            if side.as_ref().is_some_and(Side::is_stored)
                 && let Some(weight) = &operand.weight
                 && let Storage::EachRun { reason } = &weight.storage
                 && let Some(parameter) = graph.parameters.get(weight.parameter)
@@ -177,9 +189,10 @@ fn rewrite(
     provider: &dyn Provider,
     sites: &[Site],
     decided: &Decided,
+    phase: Phase,
 ) -> Result<Vec<Option<Patch>>, PtqError> {
     let numbers = 0..sites.len();
-    numbers.map(|number| rewrite_one(graph, provider, sites, decided, number)).collect()
+    numbers.map(|number| rewrite_one(graph, provider, sites, decided, number, phase)).collect()
 }
 
 fn rewrite_one(
@@ -188,6 +201,7 @@ fn rewrite_one(
     sites: &[Site],
     decided: &Decided,
     number: usize,
+    phase: Phase,
 ) -> Result<Option<Patch>, PtqError> {
     let (site, Some(choice), Some(rule)) = (&sites[number], &decided.choices[number], decided.rules[number])
     else {
@@ -199,7 +213,7 @@ fn rewrite_one(
         rule,
         reason,
     };
-    provider.rewrite(graph, site, choice).map(Some).map_err(fail)
+    provider.rewrite(graph, site, choice, phase).map(Some).map_err(fail)
 }
 
 /// Weights that are taken in parts, or in loops, are quantized in place only if all their uses can take that; where one
@@ -218,7 +232,7 @@ fn settle_in_place(
         let choice = decided.choices[number].as_ref();
         for (operand, side) in [(&site.lhs, choice.map(|c| &c.lhs)), (&site.rhs, choice.map(|c| &c.rhs))] {
             let Some(weight) = &operand.weight else { continue };
-            let stored = side.and_then(Option::as_ref).is_some_and(|s| s.weight);
+            let stored = side.and_then(Option::as_ref).is_some_and(Side::is_stored);
             match &weight.storage {
                 Storage::InPlace { .. } if stored => {
                     in_place.entry(weight.parameter).or_default().push(number)
@@ -248,7 +262,7 @@ fn settle_in_place(
                     weight.fall_back(&reason);
                 }
             }
-            patches[number] = rewrite_one(graph, provider, sites, decided, number)?;
+            patches[number] = rewrite_one(graph, provider, sites, decided, number, Phase::Run)?;
         }
     }
     Ok(())

@@ -2,10 +2,10 @@
 
 use qwix_array::Array;
 use qwix_eval::{Params, Value};
-use qwix_graph::{ArrayType, Path, Prep, Slot, Type};
+use qwix_graph::{ArrayType, Path, Prep, Slot, Type, WeightSlot};
 use qwix_quant::{QuantError, check_finite, quantize};
 
-use crate::{PtqError, QuantStats, Template};
+use crate::{PtqError, QuantStats, Template, quantize_stats};
 
 /// What [`quantize_params`] is told beside the parameters.
 #[derive(Clone, Copy, Default, Debug)]
@@ -37,14 +37,8 @@ pub fn quantize_params_with(
     template: &Template,
     options: QuantizeParams<'_>,
 ) -> Result<Params, PtqError> {
-    // No graph has static scales yet, so there is nothing that statistics could be for.
-    if let Some(path) = options.quant_stats.and_then(|stats| stats.keys().next()) {
-        return Err(PtqError::UnknownParam {
-            path: path.clone(),
-            hint: "; the model has no static scales, so it takes no statistics".to_owned(),
-        });
-    }
-    let mut quantized = Params::new();
+    let none = QuantStats::new();
+    let mut quantized = quantize_stats(options.quant_stats.unwrap_or(&none), template)?;
     for (path, value) in params {
         if options.allow_extra_params && template.made_of(path).next().is_none() {
             continue;
@@ -83,12 +77,12 @@ pub fn quantize_param(
         .made_of(path)
         .map(|parameter| {
             let value = match (&parameter.slot, &parameter.ty) {
-                (Some(slot), _) => round_to_nearest(slot, array)?,
+                (Some(Slot::Weight(slot)), _) => round_to_nearest(slot, array)?,
                 (None, Type::Array(expected)) => {
                     check_type(path, expected, array)?;
                     Value::Array(array.clone())
                 }
-                (None, ty) => {
+                (Some(Slot::Statistic(_)) | None, ty) => {
                     return Err(PtqError::WrongParam {
                         path: path.clone(),
                         expected: ty.to_string(),
@@ -102,7 +96,7 @@ pub fn quantize_param(
 }
 
 /// The quantized form of a slot's source.
-pub(crate) fn round_to_nearest(slot: &Slot, array: &Array) -> Result<Value, PtqError> {
+fn round_to_nearest(slot: &WeightSlot, array: &Array) -> Result<Value, PtqError> {
     let path = &slot.source;
     check_type(path, &slot.source_type, array)?;
     let fail = |error: QuantError| PtqError::Param { path: path.clone(), error };

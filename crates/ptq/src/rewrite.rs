@@ -1,29 +1,61 @@
 //! The edit that quantizes the sides of a site.
 
+use qwix_array::DType;
 use qwix_graph::{
-    ArrayType, Graph, NodeId, Op, Parameter, Patch, Path, QArrayType, Role, Slot, Type, UnaryOp,
+    ArrayType, Graph, NodeId, Op, Parameter, Patch, Path, QArrayType, Role, Slot, StatisticPart, StatisticSlot, Type,
+    UnaryOp, WeightSlot,
 };
 use qwix_quant::{Granularity, HowToQuantize};
 
-use crate::providers::{Choice, Side};
+use crate::providers::{Choice, Observed, RangeFrom, Side};
 use crate::{AxisUse, Operand, Product, Site, Storage, Weight};
 
+/// What the edit of a side with a static range is given.
+pub(crate) struct StaticSide<'a> {
+    /// What calibration keeps of the activation.
+    pub observed: &'a Observed,
+    /// How it is quantized into the range.
+    pub how: &'a HowToQuantize,
+    /// The node of the activation.
+    pub x: NodeId,
+    /// Its type.
+    pub array: ArrayType,
+    /// The node of the site: new ones stand before it.
+    pub before: NodeId,
+}
+
+/// A scale and a zero point, of nodes of a patch.
+pub(crate) type ScaleZeroPoint = (NodeId, Option<NodeId>);
+
 /// Weights become parameters where they can be stored, other sides are quantized when the model runs; the op takes
-/// what results, and its type stays.
-pub(crate) fn quantize_sides(graph: &Graph, site: &Site, choice: &Choice) -> Result<Patch, String> {
+/// what results, and its type stays. `static_range` makes scale and zero point of the sides that have a static range.
+pub(crate) fn quantize_sides(
+    graph: &Graph,
+    site: &Site,
+    choice: &Choice,
+    static_range: impl Fn(&mut Patch, StaticSide<'_>) -> Result<ScaleZeroPoint, String>,
+) -> Result<Patch, String> {
     let mut patch = Patch::new(graph, &site.at).map_err(|e| e.to_string())?;
-    let is_weight = |side: &Option<Side>| side.as_ref().is_some_and(|s| s.weight);
+    let is_weight = |side: &Option<Side>| side.as_ref().is_some_and(Side::is_stored);
     let both = is_weight(&choice.lhs) && is_weight(&choice.rhs);
     let mut side = |operand: &Operand, side: &Option<Side>, suffix: &str| -> Result<NodeId, String> {
-        match (side, &operand.weight) {
-            (None, _) => Ok(operand.node),
-            (Some(Side { how, weight: true }), Some(weight)) => {
-                weight_side(&mut patch, graph, site, weight, how, suffix)
+        let Some(Side { how, range }) = side else { return Ok(operand.node) };
+        let mut operands = vec![operand.node];
+        match (range, &operand.weight) {
+            (RangeFrom::Weight { stored: true }, Some(weight)) => {
+                return weight_side(&mut patch, graph, site, weight, how, suffix);
             }
-            (Some(Side { how, .. }), _) => {
-                patch.insert(site.node, Op::Quantize(how.clone()), &[operand.node]).map_err(|e| e.to_string())
+            (RangeFrom::Weight { .. } | RangeFrom::Values, _) => {}
+            (RangeFrom::Statistics(observed), _) => {
+                let array = operand.ty.as_array().cloned().ok_or("an operand is no array")?;
+                let dtype = array.dtype;
+                let side = StaticSide { observed, how, x: operand.node, array, before: site.node };
+                let (scale, zero_point) = static_range(&mut patch, side)?;
+                operands.push(convert(&mut patch, site.node, scale, dtype)?);
+                operands.extend(zero_point);
             }
         }
+        patch.insert(site.node, Op::Quantize(how.clone()), &operands).map_err(|e| e.to_string())
     };
     let suffix = if both { "_lhs" } else { "" };
     let operands = [side(&site.lhs, &choice.lhs, suffix)?, side(&site.rhs, &choice.rhs, "")?];
@@ -33,6 +65,36 @@ pub(crate) fn quantize_sides(graph: &Graph, site: &Site, choice: &Choice) -> Res
     };
     patch.replace(site.node, op, &operands).map_err(|e| e.to_string())?;
     Ok(patch)
+}
+
+/// A float in another dtype; itself when it has it already.
+fn convert(patch: &mut Patch, before: NodeId, x: NodeId, dtype: DType) -> Result<NodeId, String> {
+    let ty = patch.ty(x).map_err(|e| e.to_string())?;
+    if ty.as_array().is_some_and(|a| a.dtype == dtype) {
+        return Ok(x);
+    }
+    patch.insert_as(before, Op::Convert, &[x], Type::array(dtype, [])).map_err(|e| e.to_string())
+}
+
+/// A new parameter for a part of an activation's statistics.
+pub(crate) fn statistic(
+    patch: &mut Patch,
+    observed: &Observed,
+    part: StatisticPart,
+    role: Role,
+    array: ArrayType,
+) -> Result<NodeId, String> {
+    let path = match &part {
+        StatisticPart::Count => observed.path.join("count"),
+        StatisticPart::Sum(sum) => observed.path.join(sum.name()),
+        StatisticPart::Scale { .. } => Path::new(&format!("{}_scale", observed.path)),
+        StatisticPart::ZeroPoint { .. } => Path::new(&format!("{}_zero_point", observed.path)),
+    };
+    let otherwise = Path::new(&format!("{path}@statistics"));
+    let slot = Slot::Statistic(StatisticSlot { source: observed.path.clone(), part });
+    let parameter =
+        Parameter { path, key_path: None, role, ambiguous: false, ty: array.into(), slot: Some(slot) };
+    patch.add_parameter(parameter, otherwise).map_err(|e| e.to_string())
 }
 
 fn weight_side(
@@ -49,7 +111,7 @@ fn weight_side(
     };
     match &weight.storage {
         Storage::Folded { prep } => {
-            let slot = Slot {
+            let slot = WeightSlot {
                 source: parameter.path.clone(),
                 source_type: source_type.clone(),
                 prep: prep.clone(),
@@ -59,7 +121,7 @@ fn weight_side(
             let array = ArrayType::new(source_type.dtype, shape);
             let stored = Parameter {
                 ty: QArrayType { array, how: how.clone() }.into(),
-                slot: Some(slot),
+                slot: Some(Slot::Weight(slot)),
                 role: Role::Variable,
                 ..parameter.clone()
             };
@@ -79,8 +141,12 @@ fn weight_side(
                 .collect::<Option<Vec<_>>>()
                 .ok_or("part of its weight is taken along an axis that shares scales")?;
             let how = HowToQuantize { granularity, ..how.clone() };
-            let slot =
-                Slot { source: parameter.path.clone(), source_type: source_type.clone(), prep: vec![], how };
+            let slot = WeightSlot {
+                source: parameter.path.clone(),
+                source_type: source_type.clone(),
+                prep: vec![],
+                how,
+            };
             patch.quantize_parameter(graph, weight.parameter, slot).map_err(|e| e.to_string())?;
             unconverted(patch, graph, site, chain, source_type)
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use qwix_eval::Params;
-use qwix_graph::{ArrayType, Graph, Parameter, Path, Prep, Slot, Type, nearest};
+use qwix_graph::{ArrayType, Graph, Parameter, Path, Prep, Slot, Type, WeightSlot, nearest};
 
 use crate::{PtqError, bytes_of};
 
@@ -17,6 +17,8 @@ pub struct Template {
     parameters: BTreeMap<Path, Parameter>,
     /// For the path of a float parameter, the parameters made from it.
     made_from: BTreeMap<Path, Vec<Path>>,
+    /// For the path of statistics, the parameters made from them.
+    made_from_statistics: BTreeMap<Path, Vec<Path>>,
 }
 
 /// Parameters that are not all that a template wants, given back with the reason.
@@ -40,8 +42,12 @@ impl Template {
     pub fn of(graph: &Graph) -> Self {
         let mut template = Template::default();
         for (_, parameter) in graph.variables() {
-            let source = parameter.slot.as_ref().map_or(&parameter.path, |slot| &slot.source);
-            template.made_from.entry(source.clone()).or_default().push(parameter.path.clone());
+            let (made_from, source) = match &parameter.slot {
+                None => (&mut template.made_from, &parameter.path),
+                Some(Slot::Weight(slot)) => (&mut template.made_from, &slot.source),
+                Some(Slot::Statistic(slot)) => (&mut template.made_from_statistics, &slot.source),
+            };
+            made_from.entry(source.clone()).or_default().push(parameter.path.clone());
             template.parameters.insert(parameter.path.clone(), parameter.clone());
         }
         template
@@ -61,7 +67,8 @@ impl Template {
     pub fn source_type(&self, path: &Path) -> Option<&ArrayType> {
         let parameter = self.made_of(path).next()?;
         match (&parameter.slot, &parameter.ty) {
-            (Some(slot), _) => Some(&slot.source_type),
+            (Some(Slot::Weight(slot)), _) => Some(&slot.source_type),
+            (Some(Slot::Statistic(_)), _) => None,
             (None, Type::Array(array)) => Some(array),
             (None, Type::QArray(_) | Type::Tuple(_) | Type::Token | Type::Opaque(_)) => None,
         }
@@ -73,11 +80,22 @@ impl Template {
         targets.iter().filter_map(|target| self.parameters.get(target))
     }
 
+    /// The paths of the statistics that it takes: `<module path>/<op id>_lhs`.
+    pub fn statistics(&self) -> impl Iterator<Item = &Path> {
+        self.made_from_statistics.keys()
+    }
+
+    /// The parameters that are made from the statistics of an activation.
+    pub fn made_of_statistics(&self, path: &Path) -> impl Iterator<Item = &Parameter> {
+        let targets = self.made_from_statistics.get(path).map_or(&[][..], Vec::as_slice);
+        targets.iter().filter_map(|target| self.parameters.get(target))
+    }
+
     /// Bytes of floats that exist at once while a float parameter is quantized: its own, and those of the copies in
     /// which it is transposed or sliced. Counted from the types, saturating.
     pub fn float_bytes(&self, path: &Path) -> u64 {
         let own = self.source_type(path).map_or(0, |ty| bytes_of(&Type::Array(ty.clone())));
-        let copies = self.made_of(path).filter_map(|p| p.slot.as_ref()).map(copied_bytes).max();
+        let copies = self.made_of(path).filter_map(|p| p.slot.as_ref()?.as_weight()).map(copied_bytes).max();
         own.saturating_add(copies.unwrap_or(0))
     }
 
@@ -141,7 +159,7 @@ impl Template {
 }
 
 /// Bytes of the copies that exist at once on the way from a slot's source to what is quantized.
-fn copied_bytes(slot: &Slot) -> u64 {
+fn copied_bytes(slot: &WeightSlot) -> u64 {
     let (mut now, mut most) = (0u64, 0u64);
     let mut shape = slot.source_type.shape.clone();
     for step in &slot.prep {
@@ -236,10 +254,14 @@ impl Line {
             }
         }
         cells[3] = human(bytes_of(&parameter.ty));
-        if let Some(slot) = &parameter.slot
-            && (slot.source != *path || !slot.prep.is_empty())
-        {
-            cells[4].push_str(&format!(" from {} {}", slot.source, slot.source_type));
+        match &parameter.slot {
+            Some(Slot::Weight(slot)) if slot.source != *path || !slot.prep.is_empty() => {
+                cells[4].push_str(&format!(" from {} {}", slot.source, slot.source_type));
+            }
+            Some(Slot::Statistic(slot)) => {
+                cells[4] = format!("{} from the statistics {}", slot.part, slot.source);
+            }
+            Some(Slot::Weight(_)) | None => {}
         }
         Line { name: format!("{}{name}", "  ".repeat(depth)), cells: Some(cells) }
     }

@@ -99,7 +99,7 @@ fn extra_parameters_are_skipped_on_request() {
 fn statistics_without_static_scales_are_refused() {
     let template = quantized("linen_mlp", w8()).abstract_params();
     let stats = Stats { count: 1, sums: Sums::AbsMax(floats(&[1, 1], None)) };
-    let stats = QuantStats::from([(Path::new("Dense_0/dot_general0_lhs"), stats)]);
+    let stats = QuantStats::from_iter([(Path::new("Dense_0/dot_general0_lhs"), stats)]);
     let message = quantize_params(&Params::new(), &template, Some(&stats)).unwrap_err().to_string();
     assert!(message.contains("`Dense_0/dot_general0_lhs`"), "{message}");
     assert!(quantize_params(&Params::new(), &template, Some(&QuantStats::new())).unwrap().is_empty());

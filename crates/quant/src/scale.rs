@@ -81,6 +81,18 @@ pub(crate) fn scale_zero_point(
     }
 }
 
+/// sum / count, as Qwix averages statistics, eager or compiled: a product with the rounded reciprocal, but a sum of one
+/// element is divided truly.
+///
+/// # Errors
+/// When the sum is no array of floats.
+pub fn average(sum: &Array, count: i32) -> Result<Array, QuantError> {
+    if !sum.dtype().is_wide_float() {
+        return Err(QuantError::NotFloat { dtype: sum.dtype() });
+    }
+    divided(sum, count as f64, sum.len() == 1)
+}
+
 /// A step from a symmetric statistic (the largest magnitude, the root mean square) to its scale under `jit`.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum ScaleFactor {

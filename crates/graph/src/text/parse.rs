@@ -14,7 +14,7 @@ use crate::import::signature;
 use crate::passes::inline::{MAX_CALL_DEPTH, inline_entry};
 use crate::{
     ArrayType, Computation, Graph, GraphError, KeyPath, Metadata, Node, NodeId, Op, Parameter, Path, Prep,
-    QArrayType, Role, SliceDim, Slot, Type,
+    QArrayType, Role, SliceDim, Slot, StatisticSlot, Type, WeightSlot,
 };
 
 /// Tuples in tuples.
@@ -358,8 +358,19 @@ fn parameter(attributes: &Attributes<'_>, ty: &Type) -> Result<Option<Parameter>
             )));
         }
     };
+    let statistics = match text("statistics")? {
+        None => None,
+        Some(source) => {
+            let part = text("part")?.unwrap_or_default();
+            let part = part.parse().map_err(|reason: String| attributes.fault(format!("`part`: {reason}")))?;
+            Some(Slot::Statistic(StatisticSlot { source: Path::new(&source), part }))
+        }
+    };
     let slot = match (text("source")?, ty) {
-        (None, _) => None,
+        (Some(_), _) if statistics.is_some() => {
+            return Err(attributes.fault("has both a `source` and `statistics`".into()));
+        }
+        (None, _) => statistics,
         (Some(source), Type::QArray(q)) => {
             let source_type = match text("source_type")? {
                 Some(text) => {
@@ -373,7 +384,7 @@ fn parameter(attributes: &Attributes<'_>, ty: &Type) -> Result<Option<Parameter>
                     .map_err(|fault| attributes.fault(fault.locate(&text).to_string()))?,
                 None => Vec::new(),
             };
-            Some(Slot { source: Path::new(&source), source_type, prep, how: q.how.clone() })
+            Some(Slot::Weight(WeightSlot { source: Path::new(&source), source_type, prep, how: q.how.clone() }))
         }
         (Some(_), other) => {
             return Err(attributes.fault(format!("has a `source`, but its type is {other}")));

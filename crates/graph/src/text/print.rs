@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::constant::write_constant;
 use crate::{
-    ArrayType, CompareOrder, Computation, ConvDims, Graph, Node, Op, Parameter, Prep, RngAlgorithm, Role,
+    ArrayType, CompareOrder, Computation, ConvDims, Graph, Node, Op, Parameter, Prep, RngAlgorithm, Role, Slot,
     Type, WindowDim,
 };
 
@@ -406,16 +406,23 @@ fn write_parameter(out: &mut String, parameter: &Parameter) {
         let keys: Vec<String> = [&key_path.argument].into_iter().chain(&key_path.keys).map(escape).collect();
         let _ = write!(out, ",key={}", quote(keys.join("/").as_bytes()));
     }
-    if let Some(slot) = &parameter.slot {
-        let _ = write!(
-            out,
-            ",source={},source_type=\"{}\"",
-            quote(slot.source.as_str().as_bytes()),
-            slot.source_type
-        );
-        if !slot.prep.is_empty() {
-            let steps: Vec<String> = slot.prep.iter().map(prep).collect();
-            let _ = write!(out, ",prep=\"{}\"", steps.join(" "));
+    match &parameter.slot {
+        None => {}
+        Some(Slot::Weight(slot)) => {
+            let _ = write!(
+                out,
+                ",source={},source_type=\"{}\"",
+                quote(slot.source.as_str().as_bytes()),
+                slot.source_type
+            );
+            if !slot.prep.is_empty() {
+                let steps: Vec<String> = slot.prep.iter().map(prep).collect();
+                let _ = write!(out, ",prep=\"{}\"", steps.join(" "));
+            }
+        }
+        Some(Slot::Statistic(slot)) => {
+            let source = quote(slot.source.as_str().as_bytes());
+            let _ = write!(out, ",statistics={source},part=\"{}\"", slot.part);
         }
     }
     out.push('}');

@@ -1,25 +1,57 @@
 //! Algorithms: what is done at a site, one file each.
 
 mod ptq;
+mod qt;
+mod sides;
 
-use qwix_array::Array;
-use qwix_eval::Value;
-use qwix_graph::{Graph, Patch, Slot};
+use qwix_graph::{Graph, Patch, Path};
 use qwix_quant::HowToQuantize;
 
-use crate::quantize_params::round_to_nearest;
-use crate::rewrite::quantize_sides;
-use crate::{PtqError, Rules, Site, Stats};
+use crate::{PtqError, Rules, Site};
 pub use ptq::PtqProvider;
-pub(crate) use ptq::multiplies_stored;
+pub use qt::QtProvider;
+pub(crate) use sides::multiplies_stored;
 
 /// How one side of a site is quantized.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Side {
     /// Type, granularity for each axis of the operand, calibration.
     pub how: HowToQuantize,
-    /// Whether it is quantized as a weight: once, before the model runs, where it can be stored.
-    pub weight: bool,
+    /// Where its range comes from.
+    pub range: RangeFrom,
+}
+
+/// Where the range comes from that a side is quantized into.
+#[derive(Clone, PartialEq, Debug)]
+pub enum RangeFrom {
+    /// The weight that it is.
+    Weight {
+        /// Whether it is quantized once, before the model runs, where it can be stored; otherwise on each run, as the op
+        /// sees it.
+        stored: bool,
+    },
+    /// The values of each run.
+    Values,
+    /// What calibration saw.
+    Statistics(Observed),
+}
+
+/// What calibration keeps of an activation.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Observed {
+    /// The path of the statistics: `<module path>/<op id>_lhs`.
+    pub path: Path,
+    /// How the range of each batch is found.
+    pub how: HowToQuantize,
+    /// The axes over which the mean of that is taken.
+    pub batch_axes: Vec<usize>,
+}
+
+impl Side {
+    /// Whether it is a weight that is quantized before the model runs.
+    pub(crate) fn is_stored(&self) -> bool {
+        self.range == RangeFrom::Weight { stored: true }
+    }
 }
 
 /// How the sides of a site are quantized; at least one is.
@@ -45,6 +77,15 @@ pub enum Decision {
     Leave(String),
 }
 
+/// What a graph is made for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Phase {
+    /// To be run as a model.
+    Run,
+    /// To collect statistics of activations.
+    Calibrate,
+}
+
 /// An algorithm: what happens at the sites that rules match.
 pub trait Provider {
     /// Its name.
@@ -59,30 +100,14 @@ pub trait Provider {
     /// When the rule asks for what this site cannot do.
     fn decide(&self, site: &Site, rule: usize) -> Result<Decision, PtqError>;
 
-    /// The edit that does it.
+    /// Whether the provider has a graph that collects statistics.
+    fn calibrates(&self) -> bool {
+        false
+    }
+
+    /// The edit that does it; [`Phase::Calibrate`] is asked for only where [`Provider::calibrates`].
     ///
     /// # Errors
     /// When the graph has no room for it, in words.
-    fn rewrite(&self, graph: &Graph, site: &Site, choice: &Choice) -> Result<Patch, String> {
-        quantize_sides(graph, site, choice)
-    }
-
-    /// What calibration keeps of an activation that enters a site; nothing unless the algorithm needs it.
-    ///
-    /// # Errors
-    /// When the activation cannot be measured.
-    fn observe(&self, site: &Site, activation: &Array) -> Result<Option<Stats>, PtqError> {
-        let _ = (site, activation);
-        Ok(None)
-    }
-
-    /// The quantized form of a weight, which comes as its slot's source: rounded to nearest unless the algorithm knows
-    /// better.
-    ///
-    /// # Errors
-    /// When the weight is not as the slot says, or cannot be quantized.
-    fn quantize(&self, slot: &Slot, weight: &Array, stats: Option<&Stats>) -> Result<Vec<Value>, PtqError> {
-        let _ = stats;
-        Ok(vec![round_to_nearest(slot, weight)?])
-    }
+    fn rewrite(&self, graph: &Graph, site: &Site, choice: &Choice, phase: Phase) -> Result<Patch, String>;
 }

@@ -1,15 +1,15 @@
 //! Post-training quantization: weights rounded to nearest, activations with scales of their own batch.
 
-use qwix_graph::QArrayType;
-use qwix_quant::{
-    ConvPlan, DotPlan, Granularity, HowToQuantize, OperandInfo, QuantizedInfo, Tile, conv_plan, dot_plan,
-};
+use qwix_array::DType;
+use qwix_graph::{ArrayType, Graph, Patch, QArrayType, Role, StatisticPart};
 
-use super::{Choice, Decision, Provider, Side};
+use super::sides::{activation, how, multiplies_stored};
+use super::{Choice, Decision, Phase, Provider, RangeFrom, Side};
+use crate::rewrite::{ScaleZeroPoint, StaticSide, quantize_sides, statistic};
 use crate::rule::{CheckedRule, SideRule};
-use crate::{Operand, Product, PtqError, QuantizationRule, Rules, Site};
+use crate::{Product, PtqError, QuantizationRule, Rules, Site};
 
-/// Qwix's `PtqProvider`: weight-only and dynamic-range quantization.
+/// Qwix's `PtqProvider`: weight-only, dynamic-range and static-range quantization.
 #[derive(Clone, Debug)]
 pub struct PtqProvider {
     rules: Rules,
@@ -69,6 +69,9 @@ impl Provider for PtqProvider {
             )));
         }
         let mut warnings = vec![];
+        if checked.rule.disable_channelwise_axes {
+            warnings.push("disable_channelwise_axes has no effect in PtqProvider, as in Qwix's".to_owned());
+        }
         if let Product::Convolution(_) = site.product {
             check_convolution(checked, weight, self.qwix_compat).map_err(fail)?;
             if checked.tile.is_some() {
@@ -81,12 +84,16 @@ impl Provider for PtqProvider {
             let spec = if is_weight { Some(weight) } else { checked.act };
             match (spec, operand.ty.as_array()) {
                 (Some(spec), Some(array)) if array.dtype.is_wide_float() => {
-                    let how = how(site, left, spec, checked.tile)?;
+                    let how = how(site, left, spec, checked.tile, site.tiled_axis(left))?;
                     // Says which axis a tile does not divide.
                     QArrayType { array: array.clone(), how: how.clone() }
                         .scale_shape()
                         .map_err(|e| e.to_string())?;
-                    Ok(Some(Side { how, weight: is_weight }))
+                    Ok(Some(if is_weight {
+                        Side { how, range: RangeFrom::Weight { stored: true } }
+                    } else {
+                        activation(site, left, checked, array, how)?
+                    }))
                 }
                 _ => Ok(None),
             }
@@ -105,6 +112,27 @@ impl Provider for PtqProvider {
         multiplies_stored(site, &choice).map_err(fail)?;
         Ok(Decision::Quantize { choice, warnings })
     }
+
+    fn rewrite(&self, graph: &Graph, site: &Site, choice: &Choice, _: Phase) -> Result<Patch, String> {
+        quantize_sides(graph, site, choice, static_range)
+    }
+}
+
+/// Scale and zero point of a static range are parameters, made from statistics by
+/// [`quantize_params`](crate::quantize_params()).
+fn static_range(patch: &mut Patch, side: StaticSide<'_>) -> Result<ScaleZeroPoint, String> {
+    let (how, observed) = (side.how, side.observed);
+    let shape = how.scale_shape(&side.array.shape).map_err(|e| e.to_string())?;
+    let (qtype, asymmetric) = (how.qtype, how.calibration.is_asymmetric());
+    let mut parameter = |part, dtype| {
+        statistic(patch, observed, part, Role::Variable, ArrayType::new(dtype, shape.clone()))
+    };
+    let scale = parameter(StatisticPart::Scale { qtype, asymmetric }, DType::F32)?;
+    let zero_point = match asymmetric {
+        true => Some(parameter(StatisticPart::ZeroPoint { qtype }, qtype.storage)?),
+        false => None,
+    };
+    Ok((scale, zero_point))
 }
 
 fn check_convolution(rule: &CheckedRule, weight: SideRule, qwix_compat: bool) -> Result<(), String> {
@@ -126,69 +154,4 @@ fn check_convolution(rule: &CheckedRule, weight: SideRule, qwix_compat: bool) ->
             None => Ok(()),
         },
     }
-}
-
-/// The granularity of one side: a scale for each index of every axis that is not contracted, and for convolutions of
-/// the batch (input) or the output features (kernel) alone.
-fn how(site: &Site, left: bool, spec: SideRule, tile: Option<Tile>) -> Result<HowToQuantize, String> {
-    let operand = if left { &site.lhs } else { &site.rhs };
-    let rank = operand.ty.as_array().map_or(0, |a| a.shape.len());
-    let granularity = match &site.product {
-        Product::Dot(dims) => {
-            let contracted = if left { &dims.lhs_contracting } else { &dims.rhs_contracting };
-            // The block formats have a tile of their own, which a rule need not repeat.
-            let tile = tile.or(spec.qtype.tile.map(Tile::Size));
-            let tiled = site.tiled_axis(left).zip(tile);
-            if let (None, Some(size)) = (tiled, spec.qtype.tile) {
-                return Err(format!(
-                    "{} has tiles of {size} along a contracted axis, and nothing is contracted",
-                    spec.qtype
-                ));
-            }
-            (0..rank)
-                .map(|axis| match tiled {
-                    Some((a, tile)) if a == axis => Granularity::Tiled(tile),
-                    _ if contracted.contains(&axis) => Granularity::Shared,
-                    _ => Granularity::Channelwise,
-                })
-                .collect()
-        }
-        Product::Convolution(dims) => {
-            let own = if left { dims.input_batch } else { dims.kernel_output_feature };
-            (0..rank)
-                .map(|axis| if axis == own { Granularity::Channelwise } else { Granularity::Shared })
-                .collect()
-        }
-    };
-    Ok(HowToQuantize { qtype: spec.qtype, granularity, calibration: spec.calibration })
-}
-
-/// Whether stored values are multiplied, and scaled afterwards; otherwise they are dequantized first.
-///
-/// # Errors
-/// When the sides do not go together.
-pub(crate) fn multiplies_stored(site: &Site, choice: &Choice) -> Result<bool, String> {
-    let info = |operand: &Operand, side: &Option<Side>| -> Result<OperandInfo, String> {
-        let array = operand.ty.as_array().ok_or_else(|| format!("an operand is {}", operand.ty))?;
-        let mut info = OperandInfo::array(&array.shape, array.dtype);
-        if let Some(side) = side {
-            let q = QArrayType { array: array.clone(), how: side.how.clone() };
-            info.quantized = Some(QuantizedInfo {
-                qtype: side.how.qtype,
-                scale_shape: q.scale_shape().map_err(|e| e.to_string())?,
-                has_zero_point: q.has_zero_point(),
-            });
-        }
-        Ok(info)
-    };
-    let (lhs, rhs) = (info(&site.lhs, &choice.lhs)?, info(&site.rhs, &choice.rhs)?);
-    match &site.product {
-        Product::Dot(dims) => {
-            dot_plan(&lhs, &rhs, dims, None).map(|plan| matches!(plan, DotPlan::Multiply(_)))
-        }
-        Product::Convolution(dims) => {
-            conv_plan(&lhs, &rhs, dims, None).map(|plan| matches!(plan, ConvPlan::Multiply(_)))
-        }
-    }
-    .map_err(|e| e.to_string())
 }

@@ -75,6 +75,11 @@ pub struct QuantizationRule {
     pub act_calibration_method: Option<String>,
     /// Axes over which calibration takes the mean of its statistics; `[0]` unless given.
     pub act_batch_axes: Vec<i64>,
+    /// One scale for all channels, in `QtProvider`; Qwix has this in `QtRule`.
+    pub disable_channelwise_axes: bool,
+    /// Names of fields of Qwix's `QtRule` that were given and say how gradients are quantized: they have no effect here.
+    #[serde(skip)]
+    pub of_training: Vec<String>,
 }
 
 impl Default for QuantizationRule {
@@ -89,6 +94,8 @@ impl Default for QuantizationRule {
             weight_calibration_method: "absmax".to_owned(),
             act_calibration_method: None,
             act_batch_axes: vec![0],
+            disable_channelwise_axes: false,
+            of_training: vec![],
         }
     }
 }
@@ -144,6 +151,12 @@ impl QuantizationRule {
     /// Sets the axes that calibration takes the mean over.
     pub fn act_batch_axes(mut self, axes: impl IntoIterator<Item = i64>) -> Self {
         self.act_batch_axes = axes.into_iter().collect();
+        self
+    }
+
+    /// Whether `QtProvider` uses one scale for all channels.
+    pub fn disable_channelwise_axes(mut self, disable: bool) -> Self {
+        self.disable_channelwise_axes = disable;
         self
     }
 }
@@ -333,13 +346,14 @@ fn check(index: usize, rule: QuantizationRule, warnings: &mut Vec<Warning>) -> R
                 .to_owned(),
         ));
     }
-    if rule.act_static_scale == Some(true) {
-        return Err(wrong(
-            "act_static_scale",
-            "static scales need statistics from calibration (QtProvider), which is not available yet; leave it out \
-             for scales from each batch"
-                .to_owned(),
-        ));
+    let fixed = rule.act_static_scale == Some(true);
+    for (i, axis) in rule.act_batch_axes.iter().enumerate() {
+        if fixed && rule.act_batch_axes[..i].contains(axis) {
+            return Err(wrong("act_batch_axes", format!("the axis {axis} stands in it twice")));
+        }
+    }
+    for name in &rule.of_training {
+        warn(name, "it says how gradients are quantized; only the forward pass is computed here, and it is ignored".to_owned());
     }
     if weight.is_none() {
         for (field, set) in [
@@ -355,7 +369,7 @@ fn check(index: usize, rule: QuantizationRule, warnings: &mut Vec<Warning>) -> R
     if act.is_none() && rule.act_calibration_method.is_some() {
         warn("act_calibration_method", "without act_qtype this is ignored".to_owned());
     }
-    if rule.act_batch_axes != [0] {
+    if rule.act_batch_axes != [0] && !fixed {
         warn("act_batch_axes", "only static scales use this; it is ignored".to_owned());
     }
     Ok(CheckedRule { rule, weight, act, tile, module_path })

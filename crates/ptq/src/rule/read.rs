@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use super::{QuantizationRule, TileSize};
 use crate::PtqError;
 
-const FIELDS: [&str; 9] = [
+const FIELDS: [&str; 10] = [
     "module_path",
     "op_names",
     "weight_qtype",
@@ -16,6 +16,16 @@ const FIELDS: [&str; 9] = [
     "weight_calibration_method",
     "act_calibration_method",
     "act_batch_axes",
+    "disable_channelwise_axes",
+];
+
+/// Fields of Qwix's `QtRule` that say how gradients are quantized: the forward pass does not depend on them.
+const OF_TRAINING: [&str; 5] = [
+    "bwd_qtype",
+    "bwd_calibration_method",
+    "bwd_weight_grad_tile_size",
+    "bwd_stochastic_rounding",
+    "channelwise_noise_axes",
 ];
 
 impl QuantizationRule {
@@ -121,6 +131,21 @@ fn one(index: usize, value: Value) -> Result<QuantizationRule, PtqError> {
                     value.as_array().and_then(|axes| axes.iter().map(Value::as_i64).collect());
                 rule.act_batch_axes = axes.ok_or_else(|| wrong("a list of axes"))?;
             }
+            "disable_channelwise_axes" => {
+                rule.disable_channelwise_axes = value.as_bool().ok_or_else(|| wrong("true or false"))?;
+            }
+            "additional_qt_config" => {
+                if !value.is_null() {
+                    return Err(PtqError::Rule {
+                        index,
+                        field,
+                        reason: "it overrides the internals of Qwix's training ops, which this library has not; leave it \
+                                 out, and say what you want with the rule's other fields"
+                            .to_owned(),
+                    });
+                }
+            }
+            training if OF_TRAINING.contains(&training) => rule.of_training.push(field),
             unknown => {
                 let hint = match nearest(unknown, FIELDS) {
                     Some(name) => format!("did you mean `{name}`?"),

@@ -6,7 +6,9 @@
 use std::collections::BTreeMap;
 
 use qwix_array::DType;
-use qwix_graph::{ArrayType, KeyPath, Parameter, Path, Prep, QArrayType, Role, SliceDim, Slot, Type};
+use qwix_graph::{
+    ArrayType, KeyPath, Parameter, Path, Prep, QArrayType, Role, SliceDim, Slot, StatisticSlot, Type, WeightSlot,
+};
 use qwix_quant::{Calibration, Granularity, HowToQuantize, QType, Tile};
 use serde::{Deserialize, Serialize};
 
@@ -62,6 +64,9 @@ pub struct ParameterEntry {
     /// What it is made from, when that is not the float parameter of its path as it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub made_from: Option<SourceEntry>,
+    /// What it holds of the statistics of an activation, when it is made from those.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub statistic: Option<StatisticEntry>,
 }
 
 #[derive(Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,6 +124,15 @@ pub struct SourceEntry {
 }
 
 #[derive(Serialize, Deserialize, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct StatisticEntry {
+    /// The statistics' path.
+    pub path: String,
+    /// `scale int8 symmetric`, `zero_point int8`, `count`, `sum_of_absmax`, …
+    pub part: String,
+}
+
+#[derive(Serialize, Deserialize, Debug)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
 pub enum StepEntry {
     Reshape(Vec<usize>),
@@ -148,11 +162,15 @@ impl ParameterEntry {
                 .as_ref()
                 .map(|k| KeyPathEntry { argument: k.argument.clone(), keys: k.keys.clone() }),
             quantized: how.map(QuantizedEntry::of),
-            made_from: parameter.slot.as_ref().map(|slot| SourceEntry {
+            made_from: parameter.slot.as_ref().and_then(Slot::as_weight).map(|slot| SourceEntry {
                 path: slot.source.to_string(),
                 dtype: slot.source_type.dtype.to_string(),
                 shape: slot.source_type.shape.clone(),
                 steps: slot.prep.iter().map(StepEntry::of).collect(),
+            }),
+            statistic: parameter.slot.as_ref().and_then(Slot::as_statistic).map(|slot| StatisticEntry {
+                path: slot.source.to_string(),
+                part: slot.part.to_string(),
             }),
         })
     }
@@ -161,14 +179,21 @@ impl ParameterEntry {
     pub fn parameter(&self) -> Result<Parameter, String> {
         let array = array_type(&self.dtype, &self.shape)?;
         let how = self.quantized.as_ref().map(|q| q.how(self.shape.len())).transpose()?;
+        let statistic = self.statistic.as_ref().map(|entry| {
+            let part = entry.part.parse().map_err(|reason| format!("`statistic`: {reason}"))?;
+            Ok::<_, String>(Slot::Statistic(StatisticSlot { source: Path::new(&entry.path), part }))
+        });
         let slot = match (&self.made_from, &how) {
-            (None, _) => None,
-            (Some(source), Some(how)) => Some(Slot {
+            (Some(_), _) if statistic.is_some() => {
+                return Err("has both `made_from` and `statistic`".to_owned());
+            }
+            (None, _) => statistic.transpose()?,
+            (Some(source), Some(how)) => Some(Slot::Weight(WeightSlot {
                 source: Path::new(&source.path),
                 source_type: array_type(&source.dtype, &source.shape)?,
                 prep: source.steps.iter().map(StepEntry::prep).collect(),
                 how: how.clone(),
-            }),
+            })),
             (Some(_), None) => return Err("has `made_from` but is not quantized".to_owned()),
         };
         Ok(Parameter {

@@ -15,6 +15,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::infer::called_parameters;
+use crate::ranges;
 use crate::passes::inline::Names;
 use crate::{
     ArrayType, Computation, ComputationBuilder, Graph, GraphError, Metadata, Node, NodeId, Op, Parameter,
@@ -215,7 +216,7 @@ impl Lowering<'_> {
                 };
                 let (scale, zero_point) = match given {
                     Some(given) => given,
-                    None => quantize::range(&mut self.b, x, how)?,
+                    None => ranges::range(&mut self.b, x, how)?,
                 };
                 let qvalue = quantize::encode(&mut self.b, x, how.qtype, scale, zero_point)?;
                 Ok(Lowered::Parts(Parts { qvalue, scale, zero_point }))
