@@ -88,7 +88,7 @@ fn float_bytes_count_the_copies() {
         let own = template.source_type(path).unwrap().byte_len().unwrap() as u64;
         let moved = template
             .made_of(path)
-            .filter_map(|p| p.slot.as_ref())
+            .filter_map(|p| p.slot.as_ref()?.as_weight())
             .any(|slot| slot.prep.iter().any(|p| !matches!(p, qwix_graph::Prep::Reshape(_))));
         let found = template.float_bytes(path);
         if (found > own) != moved || found > 3 * own {
