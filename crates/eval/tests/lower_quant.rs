@@ -201,7 +201,8 @@ fn side(
     let ty = ArrayType::new(array.dtype(), array.shape());
     match how {
         Some(how) if is_variable => {
-            let slot = WeightSlot { source: Path::new(name), source_type: ty, prep: vec![], how: how.clone() };
+            let slot =
+                WeightSlot { source: Path::new(name), source_type: ty, prep: vec![], how: how.clone() };
             let q = qwix_quant::quantize(array, how).unwrap();
             params.insert(Path::new(name), Value::QArray(q));
             b.quantized_variable(name, slot).unwrap()

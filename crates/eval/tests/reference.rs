@@ -6,7 +6,7 @@ use qwix_array::{Array, DType, Pred};
 use qwix_eval::{Backend, EvalError, Limits, Params, ReferenceBackend, Value};
 use qwix_graph::{
     ArrayType, BinaryOp, Comparison, Computation, ComputationBuilder, DotDims, Graph, GraphBuilder, Op, Path,
-    WeightSlot, Type, UnaryOp, Unsupported, reducer,
+    Type, UnaryOp, Unsupported, WeightSlot, reducer,
 };
 use qwix_quant::{Granularity, HowToQuantize, QType, Tile};
 

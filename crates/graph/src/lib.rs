@@ -29,8 +29,8 @@ pub use builder::{ComputationBuilder, GraphBuilder, reducer};
 pub use error::GraphError;
 pub use export::ExportError;
 pub use graph::{
-    Computation, Graph, Metadata, Node, NodeId, Parameter, Prep, Role, Slot, StatisticPart, StatisticSlot, Sum,
-    WeightSlot,
+    Computation, Graph, Metadata, Node, NodeId, Parameter, Prep, Role, Slot, StatisticPart, StatisticSlot,
+    Sum, WeightSlot,
 };
 pub use import::ImportError;
 pub use infer::infer;

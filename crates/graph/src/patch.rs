@@ -86,7 +86,10 @@ impl Patch {
 
     /// Whether it changes nothing.
     pub fn is_empty(&self) -> bool {
-        self.inserted.is_empty() && self.replaced.is_empty() && self.retyped.is_empty() && self.outputs.is_empty()
+        self.inserted.is_empty()
+            && self.replaced.is_empty()
+            && self.retyped.is_empty()
+            && self.outputs.is_empty()
     }
 
     /// A node of the computation, or a new one; as it is after the patch.
@@ -166,7 +169,9 @@ impl Patch {
                         return refuse(format!("`{}` has no operand for {}", computation.name, node.name));
                     }
                 },
-                _ if made.len() == computation.root.index() && matches!(node.op, Op::Tuple) => return Ok(taken),
+                _ if made.len() == computation.root.index() && matches!(node.op, Op::Tuple) => {
+                    return Ok(taken);
+                }
                 _ => self.insert_as(before, node.op.clone(), &taken, node.ty.clone())?,
             };
             made.push(id);
@@ -237,7 +242,12 @@ impl Patch {
     ///
     /// # Errors
     /// When there is no such parameter, it is an input, or the slot does not make an array of its shape.
-    pub fn quantize_parameter(&mut self, graph: &Graph, number: usize, slot: WeightSlot) -> Result<(), GraphError> {
+    pub fn quantize_parameter(
+        &mut self,
+        graph: &Graph,
+        number: usize,
+        slot: WeightSlot,
+    ) -> Result<(), GraphError> {
         let Some(old) = graph.parameters.get(number).filter(|p| p.role == Role::Variable) else {
             return refuse(format!("parameter {number} is no variable"));
         };

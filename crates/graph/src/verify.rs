@@ -4,8 +4,8 @@ use std::collections::{HashMap, HashSet};
 
 use crate::infer::{check_type, infer};
 use crate::{
-    ArrayType, Computation, Graph, GraphError, Node, Op, Path, Prep, Role, Slot, StatisticPart, StatisticSlot, Type,
-    WeightSlot,
+    ArrayType, Computation, Graph, GraphError, Node, Op, Path, Prep, Role, Slot, StatisticPart,
+    StatisticSlot, Type, WeightSlot,
 };
 use qwix_array::DType;
 

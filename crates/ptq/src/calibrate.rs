@@ -83,7 +83,9 @@ impl Calibrator {
         calibrated.parameters.retain(|p| matches!(p.slot, Some(Slot::Statistic(_))));
         let template = Template::of(&calibrated);
         if template.statistics().next().is_none() {
-            return Err(refuse("no activation has a static range; set act_static_scale in a rule that matches a site"));
+            return Err(refuse(
+                "no activation has a static range; set act_static_scale in a rule that matches a site",
+            ));
         }
         let zeros = QuantStats::zeros(&template);
         let start = so_far.filter(|stats| !stats.is_empty()).unwrap_or(&zeros);
@@ -95,7 +97,9 @@ impl Calibrator {
                     Some(Value::Array(array)) => state.push((slot.clone(), array.clone())),
                     Some(_) | None => return Err(refuse("its statistics have no start")),
                 },
-                Some(Slot::Weight(_)) | None => inputs.push((parameter.path.to_string(), parameter.ty.clone())),
+                Some(Slot::Weight(_)) | None => {
+                    inputs.push((parameter.path.to_string(), parameter.ty.clone()))
+                }
             }
         }
         let params = quantize_params_with(params, &Template::of(graph), QuantizeParams::default())?;
@@ -147,7 +151,8 @@ impl Calibrator {
             if !Value::Array(array.clone()).is_of(&ty) {
                 return Err(fail(format!("the engine returned other statistics for `{}`", slot.source)));
             }
-            if slot.part == StatisticPart::Count && array.values::<i32>().is_ok_and(|v| v.first() < Some(&1)) {
+            if slot.part == StatisticPart::Count && array.values::<i32>().is_ok_and(|v| v.first() < Some(&1))
+            {
                 return Err(fail(format!("`{}` has seen as many batches as can be counted", slot.source)));
             }
         }
@@ -204,7 +209,8 @@ impl QuantStats {
         let zeros = |shape: &[usize]| Array::zeros(DType::F32, shape).ok();
         let mut stats = QuantStats::new();
         for parameter in template.parameters().values() {
-            let (Some(Slot::Statistic(slot)), Some(array)) = (&parameter.slot, parameter.ty.as_array()) else {
+            let (Some(Slot::Statistic(slot)), Some(array)) = (&parameter.slot, parameter.ty.as_array())
+            else {
                 continue;
             };
             let asymmetric = match slot.part {

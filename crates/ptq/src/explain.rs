@@ -195,9 +195,10 @@ impl SideVerdict {
             RangeFrom::Weight { .. } | RangeFrom::Values => None,
         });
         let stored = side.as_ref().is_some_and(|s| s.range == RangeFrom::Weight { stored: true });
-        let as_weight = operand.weight.as_ref().filter(|_| {
-            side.as_ref().is_none_or(|s| matches!(s.range, RangeFrom::Weight { .. }))
-        });
+        let as_weight = operand
+            .weight
+            .as_ref()
+            .filter(|_| side.as_ref().is_none_or(|s| matches!(s.range, RangeFrom::Weight { .. })));
         let axes = side.iter().flat_map(|s| &s.how.granularity).map(|granularity| match granularity {
             Granularity::Shared => "shared".to_owned(),
             Granularity::Channelwise => "channelwise".to_owned(),

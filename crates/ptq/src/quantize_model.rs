@@ -153,7 +153,18 @@ pub(crate) fn plan(
             }
         }
     }
-    Ok((PtqModel { graph: quantized, verdicts, warnings, rules: rules.clone(), calibration, matched, shadows }, failed))
+    Ok((
+        PtqModel {
+            graph: quantized,
+            verdicts,
+            warnings,
+            rules: rules.clone(),
+            calibration,
+            matched,
+            shadows,
+        },
+        failed,
+    ))
 }
 
 /// Such weights take as much room as before, and time on each run.

@@ -45,14 +45,16 @@ pub fn quantize_stats(stats: &QuantStats, template: &Template) -> Result<Params,
 
 /// One parameter of statistics.
 fn part(path: &Path, stats: &Stats, part: StatisticPart, ty: &Type) -> Result<Array, PtqError> {
-    let wrong =
-        |expected: String, found: String| PtqError::Stats { path: path.clone(), expected, found };
+    let wrong = |expected: String, found: String| PtqError::Stats { path: path.clone(), expected, found };
     let fail = |error: QuantError| PtqError::Param { path: path.clone(), error };
     let shape = ty.as_array().map(|a| a.shape.clone()).unwrap_or_default();
     let checked = |array: &Array| {
         if array.dtype() != DType::F32 || array.shape() != shape {
             let found = ArrayType::new(array.dtype(), array.shape());
-            return Err(wrong(format!("sums of {}", ArrayType::new(DType::F32, shape.clone())), found.to_string()));
+            return Err(wrong(
+                format!("sums of {}", ArrayType::new(DType::F32, shape.clone())),
+                found.to_string(),
+            ));
         }
         check_finite(array).map_err(fail)?;
         Ok(array.clone())
@@ -78,12 +80,10 @@ fn part(path: &Path, stats: &Stats, part: StatisticPart, ty: &Type) -> Result<Ar
     };
     match part {
         StatisticPart::Count => Ok(Array::scalar(stats.count)),
-        StatisticPart::Sum(wanted) => {
-            match stats.sums.parts().into_iter().find(|(sum, _)| *sum == wanted) {
-                Some((_, array)) => checked(array),
-                None => Err(kind(wanted.name())),
-            }
-        }
+        StatisticPart::Sum(wanted) => match stats.sums.parts().into_iter().find(|(sum, _)| *sum == wanted) {
+            Some((_, array)) => checked(array),
+            None => Err(kind(wanted.name())),
+        },
         StatisticPart::Scale { qtype, asymmetric: true } => Ok(asymmetric(qtype)?.0),
         StatisticPart::Scale { qtype, asymmetric: false } => match &stats.sums {
             Sums::AbsMax(absmax) => {

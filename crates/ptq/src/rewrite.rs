@@ -2,8 +2,8 @@
 
 use qwix_array::DType;
 use qwix_graph::{
-    ArrayType, Graph, NodeId, Op, Parameter, Patch, Path, QArrayType, Role, Slot, StatisticPart, StatisticSlot, Type,
-    UnaryOp, WeightSlot,
+    ArrayType, Graph, NodeId, Op, Parameter, Patch, Path, QArrayType, Role, Slot, StatisticPart,
+    StatisticSlot, Type, UnaryOp, WeightSlot,
 };
 use qwix_quant::{Granularity, HowToQuantize};
 

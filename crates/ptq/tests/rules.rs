@@ -136,7 +136,10 @@ fn nonsense_is_refused() {
         (w8().act_qtype("int8").act_calibration_method("percentile,99"), &["act_calibration_method"]),
         (w8().act_static_scale(true), &["act_static_scale", "act_qtype"]),
         (w8().act_static_scale(false), &["act_static_scale", "act_qtype"]),
-        (w8().act_qtype("int8").act_static_scale(true), &["act_static_scale", "not available yet"]),
+        (
+            w8().act_qtype("int8").act_static_scale(true).act_batch_axes([0, 1, 0]),
+            &["act_batch_axes", "twice"],
+        ),
         (
             QuantizationRule::new(".*").weight_qtype("nf4").weight_calibration_method("minmax"),
             &["weight_calibration_method", "nf4", "asymmetric"],

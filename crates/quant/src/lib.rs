@@ -33,4 +33,4 @@ pub use product::{
 pub use qarray::QArray;
 pub use qtype::{Codec, QType, ScaleRounding};
 pub use quantize::{dequantize, quantize, quantize_as, quantize_with_scale_zero_point};
-pub use scale::{average, Arithmetic, ScaleFactor, compute_scale_zero_point, scale_factors};
+pub use scale::{Arithmetic, ScaleFactor, average, compute_scale_zero_point, scale_factors};

@@ -362,7 +362,8 @@ fn parameter(attributes: &Attributes<'_>, ty: &Type) -> Result<Option<Parameter>
         None => None,
         Some(source) => {
             let part = text("part")?.unwrap_or_default();
-            let part = part.parse().map_err(|reason: String| attributes.fault(format!("`part`: {reason}")))?;
+            let part =
+                part.parse().map_err(|reason: String| attributes.fault(format!("`part`: {reason}")))?;
             Some(Slot::Statistic(StatisticSlot { source: Path::new(&source), part }))
         }
     };
@@ -384,7 +385,12 @@ fn parameter(attributes: &Attributes<'_>, ty: &Type) -> Result<Option<Parameter>
                     .map_err(|fault| attributes.fault(fault.locate(&text).to_string()))?,
                 None => Vec::new(),
             };
-            Some(Slot::Weight(WeightSlot { source: Path::new(&source), source_type, prep, how: q.how.clone() }))
+            Some(Slot::Weight(WeightSlot {
+                source: Path::new(&source),
+                source_type,
+                prep,
+                how: q.how.clone(),
+            }))
         }
         (Some(_), other) => {
             return Err(attributes.fault(format!("has a `source`, but its type is {other}")));

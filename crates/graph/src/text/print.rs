@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use super::constant::write_constant;
 use crate::{
-    ArrayType, CompareOrder, Computation, ConvDims, Graph, Node, Op, Parameter, Prep, RngAlgorithm, Role, Slot,
-    Type, WindowDim,
+    ArrayType, CompareOrder, Computation, ConvDims, Graph, Node, Op, Parameter, Prep, RngAlgorithm, Role,
+    Slot, Type, WindowDim,
 };
 
 /// What [`Graph::to_text`] writes.

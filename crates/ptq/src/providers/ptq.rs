@@ -124,9 +124,8 @@ fn static_range(patch: &mut Patch, side: StaticSide<'_>) -> Result<ScaleZeroPoin
     let (how, observed) = (side.how, side.observed);
     let shape = how.scale_shape(&side.array.shape).map_err(|e| e.to_string())?;
     let (qtype, asymmetric) = (how.qtype, how.calibration.is_asymmetric());
-    let mut parameter = |part, dtype| {
-        statistic(patch, observed, part, Role::Variable, ArrayType::new(dtype, shape.clone()))
-    };
+    let mut parameter =
+        |part, dtype| statistic(patch, observed, part, Role::Variable, ArrayType::new(dtype, shape.clone()));
     let scale = parameter(StatisticPart::Scale { qtype, asymmetric }, DType::F32)?;
     let zero_point = match asymmetric {
         true => Some(parameter(StatisticPart::ZeroPoint { qtype }, qtype.storage)?),

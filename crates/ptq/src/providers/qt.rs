@@ -60,7 +60,9 @@ impl Provider for QtProvider {
             return Ok(Decision::Leave(format!("rules[{rule}] has no weight_qtype")));
         }
         if let (Product::Convolution(_), Some(tile)) = (&site.product, &checked.rule.tile_size) {
-            return Err(fail(format!("a convolution has no tiles, found tile_size {tile}; give it a rule of its own")));
+            return Err(fail(format!(
+                "a convolution has no tiles, found tile_size {tile}; give it a rule of its own"
+            )));
         }
         let choice = Choice {
             lhs: side(site, true, checked).map_err(fail)?,

@@ -21,9 +21,11 @@ pub(super) fn activation(
         return Ok(Side { how, range: RangeFrom::Values });
     }
     if !site.at.is_empty() {
-        return Err("it is in a loop or a branch, and its static range would be a value of each iteration; give the \
+        return Err(
+            "it is in a loop or a branch, and its static range would be a value of each iteration; give the \
                     module a rule of its own without act_static_scale, or write the loop out"
-            .to_owned());
+                .to_owned(),
+        );
     }
     let mut batch_axes = vec![];
     for &axis in &rule.rule.act_batch_axes {
@@ -33,7 +35,10 @@ pub(super) fn activation(
         match found.filter(|&a| a < rank) {
             Some(found) if !batch_axes.contains(&found) => batch_axes.push(found),
             Some(_) => {
-                return Err(format!("act_batch_axes {:?} names an axis of {array} twice", rule.rule.act_batch_axes));
+                return Err(format!(
+                    "act_batch_axes {:?} names an axis of {array} twice",
+                    rule.rule.act_batch_axes
+                ));
             }
             None => {
                 return Err(format!(

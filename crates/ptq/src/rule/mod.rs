@@ -353,7 +353,11 @@ fn check(index: usize, rule: QuantizationRule, warnings: &mut Vec<Warning>) -> R
         }
     }
     for name in &rule.of_training {
-        warn(name, "it says how gradients are quantized; only the forward pass is computed here, and it is ignored".to_owned());
+        warn(
+            name,
+            "it says how gradients are quantized; only the forward pass is computed here, and it is ignored"
+                .to_owned(),
+        );
     }
     if weight.is_none() {
         for (field, set) in [

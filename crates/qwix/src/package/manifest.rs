@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 
 use qwix_array::DType;
 use qwix_graph::{
-    ArrayType, KeyPath, Parameter, Path, Prep, QArrayType, Role, SliceDim, Slot, StatisticSlot, Type, WeightSlot,
+    ArrayType, KeyPath, Parameter, Path, Prep, QArrayType, Role, SliceDim, Slot, StatisticSlot, Type,
+    WeightSlot,
 };
 use qwix_quant::{Calibration, Granularity, HowToQuantize, QType, Tile};
 use serde::{Deserialize, Serialize};
@@ -168,10 +169,11 @@ impl ParameterEntry {
                 shape: slot.source_type.shape.clone(),
                 steps: slot.prep.iter().map(StepEntry::of).collect(),
             }),
-            statistic: parameter.slot.as_ref().and_then(Slot::as_statistic).map(|slot| StatisticEntry {
-                path: slot.source.to_string(),
-                part: slot.part.to_string(),
-            }),
+            statistic: parameter
+                .slot
+                .as_ref()
+                .and_then(Slot::as_statistic)
+                .map(|slot| StatisticEntry { path: slot.source.to_string(), part: slot.part.to_string() }),
         })
     }
 

@@ -15,8 +15,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::infer::called_parameters;
-use crate::ranges;
 use crate::passes::inline::Names;
+use crate::ranges;
 use crate::{
     ArrayType, Computation, ComputationBuilder, Graph, GraphError, Metadata, Node, NodeId, Op, Parameter,
     QArrayType, SliceDim, Type,
