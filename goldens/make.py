@@ -1,4 +1,4 @@
-"""Makes every golden again. `python goldens/make.py [models|ops|dtypes|qarray] [name…]`"""
+"""Makes every golden again. `python goldens/make.py [models|ops|dtypes|qarray|init] [name…]`"""
 
 import os
 import sys
@@ -48,6 +48,9 @@ def main():
     import make_qarray
     ok &= apart(make_qarray.make_quantize)
     ok &= apart(make_qarray.make_products)
+  if section in ('all', 'init'):
+    import make_init
+    ok &= apart(make_init.make)
   sys.exit(0 if ok else 1)
 
 

@@ -157,7 +157,7 @@ pub fn variance_scaling_with(scale: f64, fan: Fan, distribution: Distribution, a
         match distribution {
             Distribution::TruncatedNormal => {
                 // The standard deviation of a normal distribution cut off at two of its own.
-                let cut = rounded(ty.dtype, 0.879_625_661_034_239_8);
+                let cut = rounded(ty.dtype, 0.879_625_7);
                 let stddev = rounded(ty.dtype, rounded(ty.dtype, variance.sqrt()) / cut);
                 scaled(random::truncated_normal(key, ty, -2.0, 2.0)?, stddev)
             }
