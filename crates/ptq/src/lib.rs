@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+mod apply_mut;
 mod calibrate;
 mod error;
 mod explain;
@@ -17,6 +18,7 @@ mod site;
 mod stats;
 mod template;
 
+pub use apply_mut::quantize_variables;
 pub use calibrate::{CalibrateError, Calibrator, calibrate};
 pub use error::{PtqError, Warning};
 pub use explain::{Outcome, Report, SideVerdict, UnusedRule, Verdict, bytes_of, bytes_of_variables, explain};

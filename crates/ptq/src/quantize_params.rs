@@ -2,7 +2,7 @@
 
 use qwix_array::Array;
 use qwix_eval::{Params, Value};
-use qwix_graph::{ArrayType, Path, Prep, Slot, Type, WeightSlot};
+use qwix_graph::{ArrayType, Parameter, Path, Prep, Slot, Type, WeightSlot};
 use qwix_quant::{QuantError, check_finite, quantize};
 
 use crate::{PtqError, QuantStats, Template, quantize_stats};
@@ -75,24 +75,24 @@ pub fn quantize_param(
     }
     template
         .made_of(path)
-        .map(|parameter| {
-            let value = match (&parameter.slot, &parameter.ty) {
-                (Some(Slot::Weight(slot)), _) => round_to_nearest(slot, array)?,
-                (None, Type::Array(expected)) => {
-                    check_type(path, expected, array)?;
-                    Value::Array(array.clone())
-                }
-                (Some(Slot::Statistic(_)) | None, ty) => {
-                    return Err(PtqError::WrongParam {
-                        path: path.clone(),
-                        expected: ty.to_string(),
-                        found: array_type(array).to_string(),
-                    });
-                }
-            };
-            Ok((parameter.path.clone(), value))
-        })
+        .map(|parameter| Ok((parameter.path.clone(), quantize_to(parameter, path, array)?)))
         .collect()
+}
+
+/// What a parameter is when it is made from a float parameter.
+pub(crate) fn quantize_to(parameter: &Parameter, path: &Path, array: &Array) -> Result<Value, PtqError> {
+    match (&parameter.slot, &parameter.ty) {
+        (Some(Slot::Weight(slot)), _) => round_to_nearest(slot, array),
+        (None, Type::Array(expected)) => {
+            check_type(path, expected, array)?;
+            Ok(Value::Array(array.clone()))
+        }
+        (Some(Slot::Statistic(_)) | None, ty) => Err(PtqError::WrongParam {
+            path: path.clone(),
+            expected: ty.to_string(),
+            found: array_type(array).to_string(),
+        }),
+    }
 }
 
 /// The quantized form of a slot's source.

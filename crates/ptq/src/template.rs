@@ -59,7 +59,7 @@ impl Template {
     }
 
     /// The paths of the float parameters that it takes.
-    pub fn sources(&self) -> impl Iterator<Item = &Path> {
+    pub fn sources(&self) -> impl Iterator<Item = &Path> + Clone {
         self.made_from.keys()
     }
 

@@ -58,7 +58,7 @@ pub use qwix_ptq::{
     CalibrateError, Calibrator, Outcome, Provider, PtqError, PtqModel, PtqProvider, QtProvider, QuantStats,
     QuantizationRule, QuantizeParams, Report as PtqReport, SideVerdict, Site, Stats, Sums, Template,
     Unfinished, Verdict, Warning, bytes_of_variables, calibrate, explain, find_sites, quantize_model,
-    quantize_param, quantize_params, quantize_params_with, quantize_stats,
+    quantize_param, quantize_params, quantize_params_with, quantize_stats, quantize_variables,
 };
 pub use qwix_quant::{Calibration, Granularity, HowToQuantize, QArray, QType, QuantError, Tile};
 pub use rules::read_rules;

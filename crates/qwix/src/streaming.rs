@@ -8,7 +8,9 @@ use std::thread;
 use qwix_array::Array;
 use qwix_eval::{Backend, EvalError, Executable, Params, Value};
 use qwix_graph::{ArrayType, Path};
-use qwix_ptq::{Provider, PtqError, PtqModel, QuantStats, Template, quantize_model, quantize_param};
+use qwix_ptq::{
+    Provider, PtqError, PtqModel, QuantStats, Template, quantize_model, quantize_param, quantize_stats,
+};
 
 use crate::{Checkpoint, Error, Model, Result};
 
@@ -131,12 +133,12 @@ pub struct Loaded {
 }
 
 /// Reads a checkpoint, quantizes it as the template says, and hands on the parameters one by one: always in the same
-/// order, that of the files. Reading, quantizing and `sink` run at the same time, on threads that have ended when this
+/// order, that of the files, after what statistics make. Reading, quantizing and `sink` run at the same time, on threads that have ended when this
 /// returns; `sink` is called on the caller's. Fewer floats are in memory than [`Loading::float_bytes`].
 ///
 /// # Errors
-/// The first that occurs, in the order of the parameters: one that is missing, too many or of another type (found before
-/// anything is read), that cannot be read or quantized, or that the sink refuses. Nothing is handed on after an error.
+/// The first that occurs, in the order of the parameters: one that is missing, too many or of another type, statistics that do
+/// not fit (all found before anything is read), that cannot be read or quantized, or that the sink refuses. Nothing is handed on after an error.
 pub fn quantize_checkpoint(
     reader: &dyn ParamReader,
     template: &Template,
@@ -156,6 +158,8 @@ pub fn quantize_checkpoint(
         return Err(template.unknown_source(path).into());
     }
     items.sort_by_key(|item| reader.place(&item.path));
+    let none = QuantStats::new();
+    let statistics = quantize_stats(loading.quant_stats.unwrap_or(&none), template)?;
     let total = items.iter().fold(0u64, |sum, item| sum.saturating_add(item.bytes));
     let mut loaded = Loaded { tensors: items.len(), bytes: total, peak_float_bytes: 0, extra };
 
@@ -176,7 +180,10 @@ pub fn quantize_checkpoint(
             started.push(start("quantize").spawn_scoped(scope, quantize).map_err(failed)?);
         }
         let mut done = 0;
-        let mut hand_on = || {
+        let hand_on = || {
+            for (path, value) in statistics {
+                sink(path, value)?;
+            }
             for (number, item) in items.iter().enumerate() {
                 for (path, value) in pipeline.take(number)? {
                     sink(path, value)?;

@@ -9,6 +9,8 @@
 //!
 //! The same model, parameters and rules give the same bytes.
 
+#[cfg(test)]
+mod format_doc;
 mod manifest;
 
 use std::collections::BTreeMap;
@@ -250,6 +252,7 @@ impl Package {
         if let Some(name) = manifest.files.keys().find(|n| ![MODEL, PARAMS, RULES].contains(&n.as_str())) {
             return Err(bad(format!("the manifest lists `{name}`, which is no part of a package")));
         }
+        no_other_files(dir)?;
         let rules = read_text(&dir.join(RULES))?;
         let text = read_text(&dir.join(MODEL))?;
         let graph = Graph::from_text(&text).map_err(|e| bad(format!("`{MODEL}`: {e}")))?;
@@ -358,6 +361,23 @@ fn differing(found: &[Parameter], expected: &[Parameter]) -> Option<(String, Str
     let count = found.len().max(expected.len());
     let at = (0..count).find(|&i| !found.get(i).zip(expected.get(i)).is_some_and(|(a, b)| same(a, b)))?;
     Some((say(found.get(at)), say(expected.get(at))))
+}
+
+/// A file that is not read would be believed to count.
+fn no_other_files(dir: &FilePath) -> Result<()> {
+    let io = |e| Error::io("read", dir, e);
+    for entry in std::fs::read_dir(dir).map_err(io)? {
+        let name = entry.map_err(io)?.file_name();
+        let hidden = name.as_encoded_bytes().starts_with(b".");
+        if !hidden && [MANIFEST, MODEL, PARAMS, RULES].iter().all(|known| *known != name) {
+            let name = name.to_string_lossy();
+            return Err(Error::package(
+                dir,
+                format!("holds `{name}`, which is no part of a package; move it away"),
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn read_manifest(dir: &FilePath) -> Result<Manifest> {
