@@ -1,4 +1,4 @@
-"""Makes every golden again. `python goldens/make.py [models|ops|dtypes|qarray|init] [name…]`"""
+"""Makes every golden again. `python goldens/make.py [models|ops|dtypes|qarray|init|nn] [name…]`"""
 
 import os
 import sys
@@ -51,6 +51,10 @@ def main():
   if section in ('all', 'init'):
     import make_init
     ok &= apart(make_init.make)
+  if section in ('all', 'nn'):
+    import make_nn
+    for name in names or make_nn.MODELS:
+      ok &= apart(make_nn.make, name)
   sys.exit(0 if ok else 1)
 
 

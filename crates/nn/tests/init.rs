@@ -118,13 +118,13 @@ impl Module<(Tensor, Tensor), (Tensor, Tensor)> for Zoo {
         let layers =
             Sequential::new().layer(Dense::new(6)).function(relu).layer(Dense::new(6).use_bias(false));
         let x = scope.call(layers, x)?;
-        let attention = MultiHeadDotProductAttention::new(2).qkv_features(8usize).normalize_qk(true);
+        let attention = MultiHeadDotProductAttention::new(2).qkv_features(8).normalize_qk(true);
         let x = scope.call(attention, x)?;
         let x = scope.call(DenseGeneral::new([2, 3]).batch_dims([0]).bias_init(i::normal(0.1)), x)?;
         let x = scope.call_as("joined", DenseGeneral::new([6]).axis([-2, -1]), x)?;
         let x = scope.call(Einsum::new([6, 2, 4], "bsd,dhk->bshk"), x)?;
         let x = scope.call(RMSNorm::new(), x)?;
-        let y = scope.call(Conv::new(4, [3, 3]).feature_group_count(2usize), image)?;
+        let y = scope.call(Conv::new(4, [3, 3]).feature_group_count(2), image)?;
         let y = scope.call(BatchNorm::new(), y)?;
         let conv = Conv::new(3, [2]).param_dtype(DType::BF16).padding(ConvPadding::Valid);
         let y = scope.call(conv, y.reshape(&[2, 16, 4]))?;

@@ -2,13 +2,17 @@
 
 mod common;
 
-use common::models::ROWS;
-use common::{folder, imported, numbered, params, relative};
+use common::models::{self, Row};
+use common::{folder, imported, numbered, params, parts, relative};
 use qwix_cpu::CpuBackend;
 use qwix_eval::{Backend, ReferenceBackend};
 use qwix_graph::{Graph, Parameter, Role};
 use qwix_nn::{Array, ArrayType, DType, Key};
 use qwix_ptq::{PtqProvider, QuantizationRule, Site, Storage, find_sites, quantize_model, quantize_params};
+
+fn rows() -> impl Iterator<Item = &'static Row> {
+    models::ROWS.iter().chain(parts::ROWS)
+}
 
 /// The types of a golden's inputs.
 fn inputs(golden: &str) -> Vec<ArrayType> {
@@ -27,7 +31,7 @@ fn described(parameters: &[Parameter]) -> Vec<String> {
 #[test]
 fn parameters_are_those_of_the_exported_model() {
     let mut wrong = vec![];
-    for row in ROWS {
+    for row in rows() {
         let wanted = described(&imported(row.golden).parameters);
         match (row.trace)(&inputs(row.golden)) {
             Ok(graph) if described(&graph.parameters) == wanted => {}
@@ -73,7 +77,7 @@ fn site(graph: &Graph, site: &Site) -> String {
 fn sites_are_those_of_the_exported_model() {
     let mut wrong = vec![];
     let mut count = 0;
-    for row in ROWS {
+    for row in rows() {
         let of =
             |graph: &Graph| -> Vec<String> { find_sites(graph).iter().map(|s| site(graph, s)).collect() };
         let wanted = of(&imported(row.golden));
@@ -88,16 +92,17 @@ fn sites_are_those_of_the_exported_model() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// A unit in the last place where numbers pass through a narrow type.
+/// Two units in the last place where numbers pass through a narrow type: XLA rounds other steps of a chain of products
+/// than HLO says. That ours are the exported model's bits is tested below.
 fn budget(golden: &str, outputs: &[Array]) -> f64 {
     let narrow = |dtype| {
         outputs.iter().any(|o| o.dtype() == dtype)
             || params(golden).values().any(|v| matches!(v, qwix_eval::Value::Array(a) if a.dtype() == dtype))
     };
     if narrow(DType::BF16) {
-        2f64.powi(-7)
+        2f64.powi(-6)
     } else if narrow(DType::F16) {
-        2f64.powi(-10)
+        2f64.powi(-9)
     } else {
         1e-6
     }
@@ -106,7 +111,7 @@ fn budget(golden: &str, outputs: &[Array]) -> f64 {
 #[test]
 fn outputs_are_jax() {
     let mut wrong = vec![];
-    for row in ROWS {
+    for row in rows() {
         let wanted = numbered(&folder(row.golden).join("float.safetensors"));
         let arrays = numbered(&folder(row.golden).join("inputs.safetensors"));
         for backend in [&ReferenceBackend::default() as &dyn Backend, &CpuBackend::default()] {
@@ -132,17 +137,19 @@ fn outputs_are_jax() {
                         }
                     }
                     // The same ops in the same order give the same bits.
-                    if let Ok(exported) = run(&imported(row.golden)) {
-                        for (i, (found, wanted)) in outputs.iter().zip(&exported).enumerate() {
-                            if found != wanted {
-                                let relative = common::relative(found, wanted);
-                                let name = backend.name();
-                                wrong.push(format!(
-                                    "{} on {name}: output {i} differs by {relative:.2e} from the exported model's",
-                                    row.golden
-                                ));
-                            }
+                    match run(&imported(row.golden)) {
+                        Ok(exported) if exported == outputs => {}
+                        Ok(exported) => {
+                            let pairs = outputs.iter().zip(&exported).enumerate();
+                            let unequal: Vec<usize> =
+                                pairs.filter(|(_, (a, b))| a != b).map(|p| p.0).collect();
+                            let name = backend.name();
+                            wrong.push(format!(
+                                "{} on {name}: outputs {unequal:?} are not the exported model's bits",
+                                row.golden
+                            ));
                         }
+                        Err(e) => wrong.push(format!("{}: the exported model: {e}", row.golden)),
                     }
                 }
             }
@@ -161,7 +168,8 @@ fn quantized_as_the_exported_model() {
         ("nf4", vec![QuantizationRule::new(".*").weight_qtype("nf4")]),
     ];
     let mut wrong = vec![];
-    for row in ROWS {
+    let mut made_both = 0;
+    for row in rows() {
         for (name, rules) in &sets {
             let made = |graph: &Graph| -> Result<_, String> {
                 let provider = PtqProvider::new(rules.clone()).map_err(|e| e.to_string())?;
@@ -172,7 +180,7 @@ fn quantized_as_the_exported_model() {
             };
             let graph = (row.trace)(&inputs(row.golden)).map_err(|e| e.to_string());
             match (graph.and_then(|graph| made(&graph)), made(&imported(row.golden))) {
-                (Ok(found), Ok(wanted)) if found == wanted => {}
+                (Ok(found), Ok(wanted)) if found == wanted => made_both += 1,
                 (Err(found), Err(wanted)) if found == wanted => {}
                 (Ok(found), Ok(wanted)) => {
                     let same = found.1 == wanted.1;
@@ -187,12 +195,13 @@ fn quantized_as_the_exported_model() {
             }
         }
     }
+    assert!(made_both > 40, "only {made_both} cases could be quantized");
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[test]
 fn abstract_shapes_are_those_that_init_makes() {
-    for row in ROWS {
+    for row in rows() {
         let shapes = (row.shapes)(&inputs(row.golden)).unwrap();
         let made = (row.init)(Key::new(0), &inputs(row.golden)).unwrap();
         let types: std::collections::BTreeMap<_, _> = made

@@ -234,7 +234,7 @@ impl MultiHeadDotProductAttention {
 
 options!(MultiHeadDotProductAttention {
     /// The dtype to compute in.
-    dtype: DType,
+    dtype: impl Into<Option<DType>>,
     /// The parameters' dtype.
     param_dtype: DType,
     /// The features of all heads together.

@@ -120,7 +120,7 @@ options!(Conv {
     /// Whether a bias is added.
     use_bias: bool,
     /// The dtype to compute in.
-    dtype: DType,
+    dtype: impl Into<Option<DType>>,
     /// The parameters' dtype.
     param_dtype: DType,
     /// How the kernel starts.

@@ -53,7 +53,7 @@ impl Embed {
 
 options!(Embed {
     /// The dtype of the vectors.
-    dtype: DType,
+    dtype: impl Into<Option<DType>>,
     /// The parameter's dtype.
     param_dtype: DType,
     /// How the parameter starts.

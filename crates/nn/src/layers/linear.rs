@@ -43,7 +43,7 @@ options!(Dense {
     /// Whether a bias is added.
     use_bias: bool,
     /// The dtype to compute in.
-    dtype: DType,
+    dtype: impl Into<Option<DType>>,
     /// The parameters' dtype.
     param_dtype: DType,
     /// How the kernel starts.
@@ -144,7 +144,7 @@ options!(DenseGeneral {
     /// Whether a bias is added.
     use_bias: bool,
     /// The dtype to compute in.
-    dtype: DType,
+    dtype: impl Into<Option<DType>>,
     /// The parameters' dtype.
     param_dtype: DType,
     /// How the kernel starts.
@@ -243,7 +243,7 @@ options!(Einsum {
     /// Whether a bias is added.
     use_bias: bool,
     /// The dtype to compute in.
-    dtype: DType,
+    dtype: impl Into<Option<DType>>,
     /// The parameters' dtype.
     param_dtype: DType,
     /// How the kernel starts.

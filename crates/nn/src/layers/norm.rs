@@ -62,7 +62,7 @@ options!(LayerNorm {
     /// Added to the variance.
     epsilon: f64,
     /// The result's dtype.
-    dtype: DType,
+    dtype: impl Into<Option<DType>>,
     /// The parameters' dtype.
     param_dtype: DType,
     /// Whether a bias is added.
@@ -74,9 +74,9 @@ options!(LayerNorm {
     /// How the scale starts.
     scale_init: Initializer,
     /// The axes that mean and variance are taken over.
-    reduction_axes: Vec<isize>,
+    reduction_axes: impl Into<Vec<isize>>,
     /// The axes that the parameters have.
-    feature_axes: Vec<isize>,
+    feature_axes: impl Into<Vec<isize>>,
     /// Whether the variance is the mean of squares less the square of the mean.
     use_fast_variance: bool,
 });
@@ -149,7 +149,7 @@ options!(RMSNorm {
     /// Added to the mean square.
     epsilon: f64,
     /// The result's dtype.
-    dtype: DType,
+    dtype: impl Into<Option<DType>>,
     /// The parameter's dtype.
     param_dtype: DType,
     /// Whether there is a scale.
@@ -157,9 +157,9 @@ options!(RMSNorm {
     /// How the scale starts.
     scale_init: Initializer,
     /// The axes that the mean is taken over.
-    reduction_axes: Vec<isize>,
+    reduction_axes: impl Into<Vec<isize>>,
     /// The axes that the parameter has.
-    feature_axes: Vec<isize>,
+    feature_axes: impl Into<Vec<isize>>,
 });
 
 impl Module for RMSNorm {
@@ -228,7 +228,7 @@ options!(BatchNorm {
     /// Added to the variance.
     epsilon: f64,
     /// The result's dtype.
-    dtype: DType,
+    dtype: impl Into<Option<DType>>,
     /// The parameters' dtype.
     param_dtype: DType,
     /// Whether a bias is added.

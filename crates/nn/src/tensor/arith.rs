@@ -225,9 +225,16 @@ impl Tensor {
         })
     }
 
-    /// What is left over, with the sign of this (HLO's remainder, C's `%`).
-    pub fn remainder(&self, other: impl Into<Operand>) -> Tensor {
-        self.binary(BinaryOp::Remainder, other)
+    /// What is left over of [`Tensor::floor_div`], with the sign of `other`: NumPy's and Python's `%`. The operator `%`
+    /// is HLO's and Rust's, with the sign of this.
+    pub fn modulo(&self, other: impl Into<Operand>) -> Tensor {
+        self.then(|_| {
+            let (a, b) = self.promoted("mod", &other.into())?;
+            let (a, b) = a.in_one_shape("mod", &b)?;
+            let rest = self.emit(Op::Binary(BinaryOp::Remainder), &[&a, &b], Type::Token)?;
+            let signs_differ = rest.less(0).not_equal(b.less(0));
+            (signs_differ & rest.not_equal(0)).select(&rest + b, &rest).ok()
+        })
     }
 
     /// Whether each two are equal.
@@ -395,6 +402,7 @@ macro_rules! operators {
     };
 }
 
+// `%` has the sign of the left side, as in Rust and HLO.
 operators! { Add::add => Add, Sub::sub => Subtract, Mul::mul => Multiply, Rem::rem => Remainder,
 BitAnd::bitand => And, BitOr::bitor => Or, BitXor::bitxor => Xor }
 

@@ -3,7 +3,7 @@
 use qwix_array::DType;
 use qwix_graph::{GatherDims, Op, Type};
 
-use super::{Operand, Tensor};
+use super::{Operand, Scalar, Tensor};
 use crate::{NnError, Result, promote_types};
 
 impl Tensor {
@@ -92,7 +92,7 @@ impl Tensor {
         })
     }
 
-    /// Scalar start indices in s32, one an axis.
+    /// Scalar start indices in s32, one an axis, counted from the back when negative.
     fn starts(&self, op: &str, starts: Vec<Operand>) -> Result<Vec<Tensor>> {
         let ty = self.array_type()?;
         if starts.len() != ty.shape.len() {
@@ -100,17 +100,22 @@ impl Tensor {
         }
         starts
             .into_iter()
-            .map(|start| match start {
-                Operand::Scalar(scalar) => self.tracer.scalar(scalar.array(DType::S32)?),
+            .zip(&ty.shape)
+            .map(|(start, &size)| match start {
+                Operand::Scalar(Scalar::Int(start)) if start >= 0 => {
+                    self.tracer.scalar(Scalar::Int(start).array(DType::S32)?)
+                }
+                Operand::Scalar(scalar) => self.tracer.scalar(scalar.array(DType::S32)?)?.wrapped(size).ok(),
                 Operand::Tensor(start) => {
                     start.need_ints(op)?;
-                    start.astype(DType::S32).reshape(&[]).ok()
+                    start.astype(DType::S32).reshape(&[]).wrapped(size).ok()
                 }
             })
             .collect()
     }
 
-    /// The part of these sizes that starts at these indices (tensors or numbers), which are moved so that it lies inside.
+    /// The part of these sizes that starts at these indices (tensors or numbers). Negative ones count from the back, and
+    /// all are moved so that the part lies inside.
     pub fn dynamic_slice(&self, starts: impl IntoIterator<Item = Operand>, sizes: &[usize]) -> Tensor {
         self.then(|_| {
             let starts = self.starts("dynamic_slice", starts.into_iter().collect())?;
@@ -119,8 +124,8 @@ impl Tensor {
         })
     }
 
-    /// This with `update` written over the part that starts at these indices (tensors or numbers), which are moved so
-    /// that it lies inside.
+    /// This with `update` written over the part that starts at these indices (tensors or numbers). Negative ones count
+    /// from the back, and all are moved so that the part lies inside.
     pub fn dynamic_update_slice(&self, update: &Tensor, starts: impl IntoIterator<Item = Operand>) -> Tensor {
         self.then(|ty| {
             let update = update.astype(ty.dtype);

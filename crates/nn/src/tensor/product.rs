@@ -3,7 +3,6 @@
 use qwix_array::DType;
 use qwix_graph::{ConvDims, DotDims, Op, Type};
 
-use super::arith::broadcast_shapes;
 use super::{Operand, Tensor};
 use crate::Result;
 
@@ -33,27 +32,10 @@ impl Tensor {
         })
     }
 
-    /// Matrices (the last two axes) multiplied, the axes before them broadcast.
+    /// Matrices (the last two axes) multiplied, the axes before them broadcast; a vector counts as a row on the left and
+    /// as a column on the right, and its axis goes. JAX's `matmul`.
     pub fn matmul(&self, other: &Tensor) -> Tensor {
-        self.then(|a| {
-            let b = other.array_type()?;
-            if a.shape.len() < 2 || b.shape.len() <= 2 {
-                return self.dot(other).ok();
-            }
-            let (a_batch, b_batch) = (&a.shape[..a.shape.len() - 2], &b.shape[..b.shape.len() - 2]);
-            let batch = broadcast_shapes(a_batch, b_batch)
-                .ok_or_else(|| self.tracer.op_error("matmul", format!("{a} and {b} do not broadcast")))?;
-            let whole = |shape: &[usize]| [&batch, &shape[shape.len() - 2..]].concat();
-            let (x, y) = (self.broadcast_to(&whole(&a.shape)), other.broadcast_to(&whole(&b.shape)));
-            let axes: Vec<usize> = (0..batch.len()).collect();
-            let dims = DotDims {
-                lhs_contracting: vec![batch.len() + 1],
-                rhs_contracting: vec![batch.len()],
-                lhs_batch: axes.clone(),
-                rhs_batch: axes,
-            };
-            dot_general(&x, &y, &dims).ok()
-        })
+        self.then(|_| matmul(self, other))
     }
 
     /// Einstein's sum of this and `other`: `bsd,dhk->bshk`, with `...` for axes without a letter. JAX's `einsum`,
@@ -65,6 +47,70 @@ impl Tensor {
     pub(crate) fn convolution(&self, kernel: &Tensor, dims: &ConvDims) -> Tensor {
         self.then(|ty| self.emit(Op::Convolution(dims.clone()), &[self, kernel], Type::array(ty.dtype, [])))
     }
+}
+
+fn matmul(lhs: &Tensor, rhs: &Tensor) -> Result<Tensor> {
+    let (a, b) = (lhs.shape()?, rhs.shape()?);
+    let matrices = [a.len() > 1, b.len() > 1];
+    let batch = |shape: &[usize]| shape.len().saturating_sub(2);
+    let count = batch(&a).max(batch(&b));
+    let wrong = || {
+        let reason = format!("matrices of shapes {a:?} and {b:?} do not fit each other");
+        lhs.tracer.op_error("matmul", reason)
+    };
+    if a.is_empty() || b.is_empty() {
+        return Err(wrong());
+    }
+    // Each axis of the result by its place in it. An axis of size 1 that the other side has longer (or not at all) is
+    // none of the product's: the other side's axis stays free.
+    let side = |shape: &[usize], i: usize| {
+        let missing = count - batch(shape);
+        (i >= missing).then(|| shape[i - missing])
+    };
+    let (mut places, mut a_places, mut b_places) = (vec![], vec![], vec![]);
+    let (mut a_sizes, mut b_sizes) = (vec![], vec![]);
+    let (mut lhs_batch, mut rhs_batch, mut ones) = (vec![], vec![], vec![]);
+    for i in 0..count {
+        match (side(&a, i), side(&b, i)) {
+            (Some(1), Some(1)) => ones.push(i),
+            (Some(x), None | Some(1)) => {
+                a_places.push(i);
+                a_sizes.push(x);
+            }
+            (None | Some(1), Some(y)) => {
+                b_places.push(i);
+                b_sizes.push(y);
+            }
+            (Some(x), Some(y)) if x == y => {
+                lhs_batch.push(a_sizes.len());
+                rhs_batch.push(b_sizes.len());
+                places.push(i);
+                a_sizes.push(x);
+                b_sizes.push(y);
+            }
+            (Some(_), Some(_)) | (None, None) => return Err(wrong()),
+        }
+    }
+    a_sizes.extend(&a[batch(&a)..]);
+    b_sizes.extend(&b[batch(&b)..]);
+    if matrices[0] {
+        a_places.push(count);
+    }
+    if matrices[1] {
+        b_places.push(count + usize::from(matrices[0]));
+    }
+    let dims = DotDims {
+        lhs_contracting: vec![a_sizes.len() - 1],
+        rhs_contracting: vec![b_sizes.len() - 1 - usize::from(matrices[1])],
+        lhs_batch,
+        rhs_batch,
+    };
+    let product = dot_general(&lhs.reshape(&a_sizes), &rhs.reshape(&b_sizes), &dims);
+    places.extend(a_places.into_iter().chain(b_places));
+    let mut permutation: Vec<isize> = (0..places.len() as isize).collect();
+    permutation.sort_by_key(|&i| places[i as usize]);
+    let product = product.transpose(&permutation);
+    ones.into_iter().fold(product, |product, at| product.expand_dims(at as isize)).ok()
 }
 
 /// A tensor and the letters of its axes.

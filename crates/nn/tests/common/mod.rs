@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod models;
+pub mod parts;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,8 +15,10 @@ pub fn goldens() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../goldens")
 }
 
+/// A model's folder: of the models that all crates use, or of those for this one.
 pub fn folder(model: &str) -> PathBuf {
-    goldens().join("models").join(model)
+    let common = goldens().join("models").join(model);
+    if common.exists() { common } else { goldens().join("nn").join(model) }
 }
 
 pub fn imported(model: &str) -> Graph {

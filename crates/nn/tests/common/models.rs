@@ -81,7 +81,7 @@ impl Module for Cnn {
         let x = scope.call(Conv::new(16, [3, 3]).feature_group_count(2).use_bias(false), x)?;
         let x = scope.call(BatchNorm::new().use_bias(false), x)?;
         let x = relu(&x);
-        let depthwise = Conv::new(16, [3, 3]).feature_group_count(16usize).padding([(1, 0), (0, 1)]);
+        let depthwise = Conv::new(16, [3, 3]).feature_group_count(16).padding([(1, 0), (0, 1)]);
         let x = scope.call_as("depthwise", depthwise, x)?;
         let x = silu(&x);
         let x = avg_pool(&x, &Pool::new([2, 2]).padding(PoolPadding::Same))?;
