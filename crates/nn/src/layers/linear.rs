@@ -183,7 +183,8 @@ impl Module for DenseGeneral {
         let kernel = scope.param("kernel", &kernel_shape, self.param_dtype, &kernel_init)?;
         let bias = match self.use_bias {
             true => {
-                let init = self.bias_init.in_shape(vec![product(&batch_shape)? * columns]);
+                let init =
+                    self.bias_init.in_shape(vec![product(&[&batch_shape[..], &self.features].concat())?]);
                 let shape = [&batch_shape[..], &self.features].concat();
                 Some(scope.param("bias", &shape, self.param_dtype, &init)?)
             }
