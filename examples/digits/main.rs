@@ -1,14 +1,14 @@
-//! Quantizes a small CNN for handwritten digits in five ways and shows what each costs and saves.
+//! Quantizes a small CNN for handwritten digits in six ways and shows what each costs and saves.
 //!
-//! The model, its parameters and the 450 held-out images come from `train.py` beside this file.
+//! The model, its parameters, the 450 held-out images and those to calibrate with come from `train.py` beside this file.
 
 use std::error::Error;
 use std::path::Path;
 use std::time::Instant;
 
 use qwix::{
-    Array, Checkpoint, CpuBackend, Executable, Model, Params, PtqProvider, QuantizationRule, TensorFile,
-    Value, quantize_model, quantize_params, sqnr,
+    Array, Checkpoint, CpuBackend, Executable, Model, Params, PtqProvider, QtProvider, QuantStats,
+    QuantizationRule, TensorFile, Value, calibrate, quantize_model, quantize_params, sqnr,
 };
 
 /// One way to store and compute: a name, what it is, and its rules (none: the float model).
@@ -33,6 +33,11 @@ fn rows() -> Vec<Row> {
             name: "int8 dynamic",
             what: "Weights and activations in 8-bit integers, the range of activations found batch by batch; products run in integers.",
             rules: vec![all().weight_qtype("int8").act_qtype("int8")],
+        },
+        Row {
+            name: "int8 static",
+            what: "The same with ranges that were found before, on 900 training images: no search for them when it runs.",
+            rules: vec![all().weight_qtype("int8").act_qtype("int8").act_static_scale(true)],
         },
         Row {
             name: "int8 weight-only",
@@ -62,6 +67,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let model = Model::load(folder.join("model.hlo.pb"))?;
     let fp_params = model.read_params(&Checkpoint::open(folder.join("params.safetensors"))?, false)?;
     let inputs = model.read_inputs(&TensorFile::open(folder.join("images.safetensors"))?)?;
+    let calibration = TensorFile::open(folder.join("calibration.safetensors"))?;
     let labels = TensorFile::open(folder.join("labels.safetensors"))?.read("labels")?;
 
     println!(
@@ -72,7 +78,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let rows = rows();
     let mut reference: Option<Array> = None;
     for row in &rows {
-        let (executable, size) = prepare(&model, &fp_params, &row.rules)?;
+        let (executable, size) = prepare(&model, &fp_params, &row.rules, &calibration)?;
         let (logits, milliseconds) = run(executable.as_ref(), &inputs)?;
         let noise = match &reference {
             None => "–".to_owned(),
@@ -106,15 +112,30 @@ fn prepare(
     model: &Model,
     fp_params: &Params,
     rules: &[QuantizationRule],
+    calibration: &TensorFile,
 ) -> Result<(Box<dyn Executable>, usize), Box<dyn Error>> {
     let backend = CpuBackend::default();
     if rules.is_empty() {
         return Ok((model.compile(&backend, fp_params.clone())?, size(fp_params)));
     }
     let ptq_model = quantize_model(model, &PtqProvider::new(rules.to_vec())?)?;
-    let params = quantize_params(fp_params, &ptq_model.abstract_params(), None)?;
+    let is_static = rules.iter().any(|rule| rule.act_static_scale == Some(true));
+    let quant_stats = if is_static { Some(ranges(model, fp_params, rules, calibration)?) } else { None };
+    let params = quantize_params(fp_params, &ptq_model.abstract_params(), quant_stats.as_ref())?;
     let size = size(&params);
     Ok((ptq_model.compile(&backend, params)?, size))
+}
+
+/// What the activations are on the images to calibrate with; each tensor of the file is a batch.
+fn ranges(
+    model: &Model,
+    fp_params: &Params,
+    rules: &[QuantizationRule],
+    calibration: &TensorFile,
+) -> Result<QuantStats, Box<dyn Error>> {
+    let qt_model = quantize_model(model, &QtProvider::new(rules.to_vec())?)?;
+    let batches = calibration.iter().map(|(key, _)| calibration.read(key).map(|images| vec![images]));
+    Ok(calibrate(&qt_model, fp_params, batches, &CpuBackend::default())?)
 }
 
 fn size(params: &Params) -> usize {
