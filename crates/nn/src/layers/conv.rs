@@ -39,7 +39,7 @@ impl<const N: usize> From<[(i64, i64); N]> for ConvPadding {
 }
 
 /// A convolution over the axes before the last, channels last ([batch…, spatial…, features]): parameters `kernel`
-/// [window…, inputs / groups, features] and `bias` [features].
+/// [window…, inputs / groups, features] and `bias` `[features]`.
 ///
 /// Several batch axes count as one; none as one of size 1.
 #[derive(Clone, Debug)]

@@ -8,7 +8,7 @@ use crate::initializers::{lecun_normal, zeros};
 use crate::tensor::{Tensor, computed_in, dot_general};
 use crate::{Initializer, Module, Result, Scope};
 
-/// A linear map of the last axis: parameters `kernel` [inputs, features] and `bias` [features].
+/// A linear map of the last axis: parameters `kernel` [inputs, features] and `bias` `[features]`.
 #[derive(Clone, Debug)]
 pub struct Dense {
     /// The size of the result's last axis.
