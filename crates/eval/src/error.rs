@@ -63,6 +63,14 @@ pub enum EvalError {
         /// What is missing.
         reason: String,
     },
+    /// A device that refused or failed.
+    #[error("{device}: {reason}")]
+    Device {
+        /// The backend's name.
+        device: String,
+        /// What it said.
+        reason: String,
+    },
     /// A node that could not be computed.
     #[error("instruction `{instruction}`: {reason}")]
     Node {
@@ -111,6 +119,7 @@ impl EvalError {
             | EvalError::MissingParam { .. }
             | EvalError::ExtraParam { .. }
             | EvalError::WrongType { .. }
+            | EvalError::Device { .. }
             | EvalError::InputCount { .. }) => named,
         }
     }

@@ -1,0 +1,174 @@
+//! From a graph to the one that XLA's compilers take.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use qwix_array::DType;
+use qwix_graph::passes::lower_quant;
+use qwix_graph::{ArrayType, Computation, Graph, GraphError, Metadata, Node, NodeId, Op, Type};
+
+/// The graph in plain HLO whose result is a flat tuple of arrays.
+///
+/// `platform` is the plugin's name of it. XLA's CPU compiler takes no products of types narrower than a byte: there the
+/// operands are converted to 8 bits first, which is exact.
+///
+/// # Errors
+/// When the graph cannot be lowered.
+pub(crate) fn lower(graph: &Graph, platform: &str) -> Result<Graph, GraphError> {
+    let mut graph = lower_quant(graph)?;
+    if platform == "cpu" {
+        graph.entry = Widen::default().computation(&graph.entry);
+    }
+    graph.entry = Arc::new(flat_result(&graph.entry));
+    graph.verify()?;
+    Ok(graph)
+}
+
+/// The computation with the arrays of its result in one tuple.
+fn flat_result(entry: &Computation) -> Computation {
+    let mut entry = entry.clone();
+    let mut leaves = Vec::new();
+    let root = entry.root;
+    leaves_of(&mut entry, root, &mut leaves);
+    let types = leaves.iter().map(|id: &NodeId| entry.node(*id).ty.clone()).collect();
+    entry.root = push(&mut entry, Op::Tuple, leaves, Type::Tuple(types));
+    entry
+}
+
+fn leaves_of(computation: &mut Computation, id: NodeId, leaves: &mut Vec<NodeId>) {
+    match computation.node(id).ty.clone() {
+        Type::Tuple(types) => {
+            for (index, ty) in types.into_iter().enumerate() {
+                let element = push(computation, Op::GetTupleElement(index), vec![id], ty);
+                leaves_of(computation, element, leaves);
+            }
+        }
+        // A token has no value.
+        Type::Token => {}
+        Type::Array(_) | Type::QArray(_) | Type::Opaque(_) => leaves.push(id),
+    }
+}
+
+fn push(computation: &mut Computation, op: Op, operands: Vec<NodeId>, ty: Type) -> NodeId {
+    let name = format!("{}.result.{}", op.name(), computation.nodes.len());
+    computation.nodes.push(Node { name, op, operands, ty, metadata: Metadata::default(), sharding: None });
+    NodeId(computation.nodes.len() as u32 - 1)
+}
+
+/// The 8-bit type that holds all values of a narrower one.
+fn widened(dtype: DType) -> Option<DType> {
+    match dtype {
+        DType::S2 | DType::S4 | DType::U4 => Some(DType::S8),
+        DType::F4E2M1FN => Some(DType::F8E4M3FN),
+        DType::Pred
+        | DType::S8
+        | DType::S16
+        | DType::S32
+        | DType::S64
+        | DType::U8
+        | DType::U16
+        | DType::U32
+        | DType::U64
+        | DType::F16
+        | DType::BF16
+        | DType::F32
+        | DType::F64
+        | DType::F8E4M3FN
+        | DType::F8E5M2 => None,
+    }
+}
+
+/// Converts narrow operands of products.
+#[derive(Default)]
+struct Widen {
+    /// Computations that were done already; they are shared by many callers.
+    done: HashMap<*const Computation, Arc<Computation>>,
+}
+
+impl Widen {
+    fn computation(&mut self, computation: &Arc<Computation>) -> Arc<Computation> {
+        let key = Arc::as_ptr(computation);
+        if let Some(done) = self.done.get(&key) {
+            return Arc::clone(done);
+        }
+        let mut new = Computation { name: computation.name.clone(), ..Computation::default() };
+        // Where each old node is.
+        let mut places: Vec<NodeId> = Vec::with_capacity(computation.nodes.len());
+        for node in &computation.nodes {
+            let mut node = node.clone();
+            for called in node.op.called_mut() {
+                *called = self.computation(called);
+            }
+            let is_product = matches!(node.op, Op::Dot(_) | Op::Convolution(_));
+            let operands = std::mem::take(&mut node.operands);
+            for old in operands {
+                let Some(&at) = places.get(old.index()) else {
+                    // Not in order: the verifier says it better.
+                    node.operands.push(old);
+                    continue;
+                };
+                let wide = match &new.node(at).ty {
+                    Type::Array(ty) if is_product => widened(ty.dtype).map(|dtype| ArrayType::new(dtype, ty.shape.clone())),
+                    Type::Array(_) | Type::QArray(_) | Type::Tuple(_) | Type::Token | Type::Opaque(_) => None,
+                };
+                node.operands.push(match wide {
+                    Some(ty) => {
+                        let name = format!("{}.widened.{}", node.name, node.operands.len());
+                        let metadata = node.metadata.clone();
+                        let convert = Node { name, op: Op::Convert, operands: vec![at], ty: ty.into(), metadata, sharding: None };
+                        new.nodes.push(convert);
+                        NodeId(new.nodes.len() as u32 - 1)
+                    }
+                    None => at,
+                });
+            }
+            new.nodes.push(node);
+            places.push(NodeId(new.nodes.len() as u32 - 1));
+        }
+        new.root = places.get(computation.root.index()).copied().unwrap_or(computation.root);
+        let new = Arc::new(new);
+        self.done.insert(key, Arc::clone(&new));
+        new
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use qwix_graph::{DotDims, GraphBuilder};
+
+    #[test]
+    fn narrow_products_are_widened_where_they_must_be() {
+        let mut b = GraphBuilder::new("narrow");
+        let x = b.input("x", Type::array(DType::S8, [2, 4])).unwrap();
+        let w = b.input("w", Type::array(DType::S4, [4, 3])).unwrap();
+        let dims = DotDims { lhs_contracting: vec![1], rhs_contracting: vec![0], ..DotDims::default() };
+        let product = b.dot(x, w, &dims, DType::S32).unwrap();
+        let graph = b.finish(product).unwrap();
+        for (platform, expected) in [("cpu", DType::S8), ("cuda", DType::S4)] {
+            let lowered = lower(&graph, platform).unwrap();
+            let dot = lowered.entry.nodes.iter().find(|n| matches!(n.op, Op::Dot(_))).unwrap();
+            let found = lowered.entry.node(dot.operands[1]).ty.as_array().unwrap().dtype;
+            assert_eq!(found, expected, "{platform}");
+            assert_eq!(lowered.parameters[1].ty, Type::array(DType::S4, [4, 3]), "{platform}");
+        }
+    }
+
+    #[test]
+    fn results_become_one_flat_tuple() {
+        let mut b = GraphBuilder::new("nested");
+        let x = b.input("x", Type::array(DType::F32, [2])).unwrap();
+        let inner = b.tuple(&[x, x]).unwrap();
+        let empty = b.tuple(&[]).unwrap();
+        let root = b.tuple(&[inner, empty, x]).unwrap();
+        let nested = b.finish(root).unwrap();
+        let mut b = GraphBuilder::new("one");
+        let x = b.input("x", Type::array(DType::F32, [2])).unwrap();
+        let one = b.finish(x).unwrap();
+        for (graph, count) in [(nested, 3), (one, 1)] {
+            let lowered = lower(&graph, "cpu").unwrap();
+            let expected = Type::Tuple(vec![Type::array(DType::F32, [2]); count]);
+            assert_eq!(lowered.entry.node(lowered.entry.root).ty, expected, "{}", graph.name);
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! What a plugin compiles.
+
+use qwix_graph::{ArrayType, Computation, Graph, Type};
+
+use crate::{PjrtError, Result};
+
+/// Where protobuf ends.
+const MAX_BYTES: usize = i32::MAX as usize;
+
+/// An HLO module, and the types of its parameters and results.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Program {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) parameters: Vec<ArrayType>,
+    pub(crate) results: Vec<ArrayType>,
+}
+
+impl Program {
+    /// The program of a graph without quantized types, whose parameters are arrays and whose result is an array or a
+    /// tuple of arrays.
+    ///
+    /// # Errors
+    /// When the graph is not like that, cannot be written as HLO, or is past 2 GiB.
+    pub fn new(graph: &Graph) -> Result<Self> {
+        let (parameters, results) = (parameters(graph)?, results(&graph.entry)?);
+        Self::sized(graph.to_hlo_proto()?, parameters, results)
+    }
+
+    /// A serialized `HloModuleProto`. It is read once here, so that no plugin sees a module that does not hang
+    /// together, and handed on as it is.
+    ///
+    /// # Errors
+    /// When it is no module, or as [`Program::new`].
+    pub fn from_hlo_proto(bytes: Vec<u8>) -> Result<Self> {
+        let graph = Graph::from_hlo_proto(&bytes).map_err(|e| PjrtError::invalid("program", e.to_string()))?;
+        graph.verify()?;
+        let (parameters, results) = (parameters(&graph)?, results(&graph.entry)?);
+        Self::sized(bytes, parameters, results)
+    }
+
+    fn sized(bytes: Vec<u8>, parameters: Vec<ArrayType>, results: Vec<ArrayType>) -> Result<Self> {
+        if bytes.len() > MAX_BYTES {
+            let reason = format!("has {} bytes, at most {MAX_BYTES} can be; make its constants parameters", bytes.len());
+            return Err(PjrtError::invalid("program", reason));
+        }
+        Ok(Program { bytes, parameters, results })
+    }
+
+    /// The serialized `HloModuleProto`.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The types of the parameters, by number.
+    pub fn parameters(&self) -> &[ArrayType] {
+        &self.parameters
+    }
+
+    /// The types of the results.
+    pub fn results(&self) -> &[ArrayType] {
+        &self.results
+    }
+}
+
+fn array(what: String, ty: &Type) -> Result<ArrayType> {
+    match ty {
+        Type::Array(ty) => Ok(ty.clone()),
+        Type::QArray(_) | Type::Tuple(_) | Type::Token | Type::Opaque(_) => {
+            Err(PjrtError::invalid(what, format!("is {ty}, expected an array")))
+        }
+    }
+}
+
+fn parameters(graph: &Graph) -> Result<Vec<ArrayType>> {
+    graph.parameters.iter().map(|p| array(format!("parameter `{}`", p.path), &p.ty)).collect()
+}
+
+fn results(entry: &Computation) -> Result<Vec<ArrayType>> {
+    let root = entry
+        .nodes
+        .get(entry.root.index())
+        .ok_or_else(|| PjrtError::invalid("program", "its root is not there"))?;
+    match &root.ty {
+        Type::Tuple(types) => {
+            types.iter().enumerate().map(|(i, ty)| array(format!("result {i}"), ty)).collect()
+        }
+        ty => Ok(vec![array("result".to_owned(), ty)?]),
+    }
+}

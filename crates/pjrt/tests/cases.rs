@@ -1,0 +1,166 @@
+//! Every quantized case of the goldens on XLA's CPU: its outputs against the native engine's, and against Qwix's.
+
+mod common;
+#[path = "../../ptq/tests/common/mod.rs"]
+mod goldens;
+
+use std::fmt::Write;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use qwix_array::{Array, DType};
+use qwix_cpu::CpuBackend;
+use qwix_eval::{Backend, Params, Value};
+use qwix_graph::Graph;
+use qwix_pjrt::XlaBackend;
+use qwix_ptq::{PtqProvider, QuantizationRule, quantize_model, quantize_params};
+
+struct Case {
+    name: String,
+    folder: PathBuf,
+    model: String,
+    exact: bool,
+    graph: Graph,
+    params: Params,
+}
+
+fn case(name: String, folder: PathBuf) -> Option<Case> {
+    let info = goldens::json(&folder.join("case.json"));
+    if !folder.join("expected.safetensors").exists() {
+        return None;
+    }
+    let model = info["model"].as_str().unwrap().to_owned();
+    let text = std::fs::read_to_string(folder.join("rules.json")).unwrap();
+    let provider = PtqProvider::new(QuantizationRule::from_json(&text).unwrap())
+        .unwrap()
+        .qwix_compat(info["qwix_compat"].as_bool().unwrap_or(false));
+    let quantized = quantize_model(&goldens::model(&model).unwrap(), &provider).unwrap();
+    let params = quantize_params(&goldens::params(&model), &quantized.abstract_params(), None).unwrap();
+    let exact = info["comparison"] == "exact";
+    Some(Case { name, folder, model, exact, graph: quantized.graph, params })
+}
+
+/// How far apart two outputs are, relative to the second's largest value; NaN where one holds a NaN.
+fn apart(a: &[f64], b: &[f64]) -> f64 {
+    let far = |m: f64, (a, b): (&f64, &f64)| {
+        if (a - b).is_nan() || m.is_nan() { f64::NAN } else { m.max((a - b).abs()) }
+    };
+    a.iter().zip(b).fold(0.0, far) / b.iter().fold(1e-30, |m: f64, v| v.abs().max(m))
+}
+
+fn budget(dtype: DType) -> f64 {
+    match dtype {
+        DType::BF16 => 2f64.powi(-7),
+        DType::F16 => 2f64.powi(-10),
+        _ => 1e-5,
+    }
+}
+
+/// Whether two outputs are of one mind about the float model's: the cosine of their errors, and the errors' norms.
+fn alike(a: &[f64], b: &[f64], float: &[f64]) -> Result<(), String> {
+    let (ours, theirs): (Vec<f64>, Vec<f64>) =
+        a.iter().zip(b).zip(float).map(|((a, b), f)| (a - f, b - f)).unzip();
+    let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
+    let (n, m) = (dot(&ours, &ours).sqrt(), dot(&theirs, &theirs).sqrt());
+    let cosine = dot(&ours, &theirs) / (n * m).max(1e-30);
+    // Written so that NaN fails.
+    if cosine >= 0.9 && (0.8..1.25).contains(&(n / m)) {
+        Ok(())
+    } else {
+        Err(format!("cosine {cosine:.3}, norms {n:.3e} and {m:.3e}"))
+    }
+}
+
+/// The parameters left in float, some of them one unit in the last place up: what another order of summation does.
+fn nudged(params: &Params, which: usize) -> Params {
+    let nudge = |value: &Value| match value {
+        Value::Array(array) if array.dtype() == DType::F32 => {
+            let up = |v: f32| if v == 0.0 { 1e-30 } else { f32::from_bits(v.to_bits() + 1) };
+            let values = array.values::<f32>().unwrap();
+            let values =
+                values.iter().enumerate().map(|(i, &v)| if i % which == 0 { up(v) } else { v }).collect();
+            Value::Array(Array::from_vec(array.shape(), values).unwrap())
+        }
+        other => other.clone(),
+    };
+    params.iter().map(|(path, value)| (path.clone(), nudge(value))).collect()
+}
+
+/// What is wrong with the outputs of a case, if anything.
+fn complaints(case: &Case, xla: &XlaBackend) -> Result<(), String> {
+    let folder = goldens::goldens().join("models").join(&case.model);
+    let inputs = goldens::numbered(&folder.join("inputs.safetensors"));
+    let float = goldens::numbered(&folder.join("float.safetensors"));
+    let qwix = goldens::tensors(&case.folder.join("expected.safetensors"));
+    let on = |backend: &dyn Backend, params: &Params| {
+        backend.compile(&case.graph, params.clone()).and_then(|model| model.run(&inputs))
+    };
+    let found = on(xla, &case.params).map_err(|e| e.to_string())?;
+    let native = on(&CpuBackend::default(), &case.params).map_err(|e| format!("native: {e}"))?;
+    if found.len() != native.len() {
+        return Err(format!("{} outputs, expected {}", found.len(), native.len()));
+    }
+    let mut wrong = String::new();
+    for (i, output) in found.iter().enumerate() {
+        let (values, float) = (output.to_f64_vec(), float[i].to_f64_vec());
+        let others = [("native", &native[i]), ("qwix", &qwix[&format!("out/{i}")])];
+        if (output.dtype(), output.shape()) != (native[i].dtype(), native[i].shape()) {
+            write!(wrong, " output {i} is {output:?}, expected {:?};", native[i]).unwrap();
+            continue;
+        }
+        for (name, other) in others {
+            let relative = apart(&values, &other.to_f64_vec());
+            // Written so that NaN fails.
+            if relative <= budget(output.dtype()) {
+                continue;
+            }
+            if case.exact {
+                write!(wrong, " output {i} is {relative:.2e} from {name};").unwrap();
+                continue;
+            }
+            // The largest activation of every row lies on a rounding tie, and a last bit decides: where the native engine
+            // does not agree with itself a last bit later, nothing can be asked of another.
+            let Err(complaint) = alike(&values, &other.to_f64_vec(), &float) else { continue };
+            let steady = (1..6).all(|which| {
+                let again = on(&CpuBackend::default(), &nudged(&case.params, which)).unwrap();
+                alike(&again[i].to_f64_vec(), &native[i].to_f64_vec(), &float).is_ok()
+            });
+            if steady {
+                write!(wrong, " output {i} from {name}: {complaint};").unwrap();
+            }
+        }
+    }
+    if wrong.is_empty() { Ok(()) } else { Err(wrong) }
+}
+
+#[test]
+fn outputs_are_the_native_engines_and_qwixs() {
+    let Some(client) = common::client() else { return };
+    let xla = XlaBackend::on(client, 0).unwrap();
+    let wrong = Mutex::new(Vec::new());
+    let (next, count) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let folders = goldens::folders("cases");
+    let only = std::env::var("QWIX_TEST_CASE").ok();
+    // Compiling keeps one core busy.
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while let Some((name, folder)) = folders.get(next.fetch_add(1, Ordering::Relaxed)).cloned() {
+                    if only.as_ref().is_some_and(|only| !name.contains(only)) {
+                        continue;
+                    }
+                    let Some(case) = case(name, folder) else { continue };
+                    count.fetch_add(1, Ordering::Relaxed);
+                    if let Err(error) = complaints(&case, &xla) {
+                        wrong.lock().unwrap().push(format!("{}: {error}", case.name));
+                    }
+                }
+            });
+        }
+    });
+    let (mut wrong, count) = (wrong.into_inner().unwrap(), count.into_inner());
+    wrong.sort();
+    assert!(wrong.is_empty(), "{} of {count}:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(count > 0, "no case");
+}
