@@ -1,6 +1,6 @@
 //! From a graph to the one that XLA's compilers take.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use qwix_array::DType;
@@ -16,9 +16,8 @@ use qwix_graph::{ArrayType, Computation, Graph, GraphError, Metadata, Node, Node
 /// When the graph cannot be lowered.
 pub(crate) fn lower(graph: &Graph, platform: &str) -> Result<Graph, GraphError> {
     let mut graph = lower_quant(graph)?;
-    if platform == "cpu" {
-        graph.entry = Widen::default().computation(&graph.entry);
-    }
+    let mut fit = Fit { widen: platform == "cpu", done: HashMap::new() };
+    graph.entry = fit.computation(&graph.entry);
     graph.entry = Arc::new(flat_result(&graph.entry));
     graph.verify()?;
     Ok(graph)
@@ -78,14 +77,15 @@ fn widened(dtype: DType) -> Option<DType> {
     }
 }
 
-/// Converts narrow operands of products.
-#[derive(Default)]
-struct Widen {
+/// Writes each op as XLA's compilers take it.
+struct Fit {
+    /// Whether operands of products are converted to 8 bits.
+    widen: bool,
     /// Computations that were done already; they are shared by many callers.
     done: HashMap<*const Computation, Arc<Computation>>,
 }
 
-impl Widen {
+impl Fit {
     fn computation(&mut self, computation: &Arc<Computation>) -> Arc<Computation> {
         let key = Arc::as_ptr(computation);
         if let Some(done) = self.done.get(&key) {
@@ -99,24 +99,16 @@ impl Widen {
             for called in node.op.called_mut() {
                 *called = self.computation(called);
             }
-            let is_product = matches!(node.op, Op::Dot(_) | Op::Convolution(_));
             let operands = std::mem::take(&mut node.operands);
             for old in operands {
-                let Some(&at) = places.get(old.index()) else {
-                    // Not in order: the verifier says it better.
-                    node.operands.push(old);
-                    continue;
-                };
-                let wide = match &new.node(at).ty {
-                    Type::Array(ty) if is_product => widened(ty.dtype).map(|dtype| ArrayType::new(dtype, ty.shape.clone())),
-                    Type::Array(_) | Type::QArray(_) | Type::Tuple(_) | Type::Token | Type::Opaque(_) => None,
-                };
-                node.operands.push(match wide {
-                    Some(ty) => {
-                        let name = format!("{}.widened.{}", node.name, node.operands.len());
+                // Out of order it stays, and the verifier says so.
+                let at = places.get(old.index()).copied().unwrap_or(old);
+                let before = new.nodes.get(at.index()).and_then(|operand| self.before(&node, operand));
+                node.operands.push(match before {
+                    Some((op, ty)) => {
+                        let name = format!("{}.operand.{}", node.name, node.operands.len());
                         let metadata = node.metadata.clone();
-                        let convert = Node { name, op: Op::Convert, operands: vec![at], ty: ty.into(), metadata, sharding: None };
-                        new.nodes.push(convert);
+                        new.nodes.push(Node { name, op, operands: vec![at], ty, metadata, sharding: None });
                         NodeId(new.nodes.len() as u32 - 1)
                     }
                     None => at,
@@ -130,6 +122,48 @@ impl Widen {
         self.done.insert(key, Arc::clone(&new));
         new
     }
+
+    /// What must be done to an operand before a node takes it.
+    fn before(&self, node: &Node, operand: &Node) -> Option<(Op, Type)> {
+        let (Type::Array(ty), Type::Array(result)) = (&operand.ty, &node.ty) else { return None };
+        if is_product(&node.op) && self.widen {
+            let wide = widened(ty.dtype)?;
+            return Some((Op::Convert, Type::array(wide, ty.shape.clone())));
+        }
+        if is_scalar_bound(&node.op, ty, result) {
+            return Some((Op::Broadcast { dimensions: vec![] }, Type::array(ty.dtype, result.shape.clone())));
+        }
+        None
+    }
+}
+
+fn is_product(op: &Op) -> bool {
+    matches!(op, Op::Dot(_) | Op::Convolution(_))
+}
+
+/// Whether an operand is the one bound of a clamp for all elements of an array. XLA moves reshapes and transposes through
+/// a clamp as if its bounds had the array's shape; on scalar ones it fails, or ends the process.
+fn is_scalar_bound(op: &Op, operand: &ArrayType, result: &ArrayType) -> bool {
+    matches!(op, Op::Clamp) && operand.shape.is_empty() && !result.shape.is_empty()
+}
+
+/// The name of an instruction that XLA's compilers may not survive.
+pub(crate) fn unsafe_instruction(computation: &Computation) -> Option<&str> {
+    let mut pending = vec![computation];
+    let mut seen = HashSet::new();
+    while let Some(computation) = pending.pop() {
+        for node in &computation.nodes {
+            pending.extend(node.op.called().into_iter().filter(|c| seen.insert(Arc::as_ptr(c))).map(Arc::as_ref));
+            let bound = |id: &NodeId| match (computation.nodes.get(id.index()).map(|n| &n.ty), &node.ty) {
+                (Some(Type::Array(operand)), Type::Array(result)) => is_scalar_bound(&node.op, operand, result),
+                _ => false,
+            };
+            if node.operands.iter().any(bound) {
+                return Some(&node.name);
+            }
+        }
+    }
+    None
 }
 
 #[cfg(test)]
@@ -152,6 +186,18 @@ mod tests {
             assert_eq!(found, expected, "{platform}");
             assert_eq!(lowered.parameters[1].ty, Type::array(DType::S4, [4, 3]), "{platform}");
         }
+    }
+
+    #[test]
+    fn bounds_of_clamps_get_the_arrays_shape() {
+        let mut b = GraphBuilder::new("bounds");
+        let x = b.input("x", Type::array(DType::F32, [2, 4])).unwrap();
+        let one = b.scalar(1f32).unwrap();
+        let clamped = b.clamp(one, x, one).unwrap();
+        let graph = b.finish(clamped).unwrap();
+        assert_eq!(unsafe_instruction(&graph.entry), Some(graph.entry.node(clamped).name.as_str()));
+        let lowered = lower(&graph, "cpu").unwrap();
+        assert_eq!(unsafe_instruction(&lowered.entry), None);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use qwix_graph::{ArrayType, Computation, Graph, Type};
 
+use crate::lower::unsafe_instruction;
 use crate::{PjrtError, Result};
 
 /// Where protobuf ends.
@@ -22,6 +23,7 @@ impl Program {
     /// # Errors
     /// When the graph is not like that, cannot be written as HLO, or is past 2 GiB.
     pub fn new(graph: &Graph) -> Result<Self> {
+        check(graph)?;
         let (parameters, results) = (parameters(graph)?, results(&graph.entry)?);
         Self::sized(graph.to_hlo_proto()?, parameters, results)
     }
@@ -34,6 +36,7 @@ impl Program {
     pub fn from_hlo_proto(bytes: Vec<u8>) -> Result<Self> {
         let graph = Graph::from_hlo_proto(&bytes).map_err(|e| PjrtError::invalid("program", e.to_string()))?;
         graph.verify()?;
+        check(&graph)?;
         let (parameters, results) = (parameters(&graph)?, results(&graph.entry)?);
         Self::sized(bytes, parameters, results)
     }
@@ -59,6 +62,17 @@ impl Program {
     /// The types of the results.
     pub fn results(&self) -> &[ArrayType] {
         &self.results
+    }
+}
+
+/// Refuses what would end the process.
+fn check(graph: &Graph) -> Result<()> {
+    match unsafe_instruction(&graph.entry) {
+        None => Ok(()),
+        Some(name) => Err(PjrtError::invalid(
+            "program",
+            format!("instruction `{name}`: XLA may not survive a clamp of an array by scalars; broadcast its bounds"),
+        )),
     }
 }
 

@@ -20,7 +20,7 @@ struct Case {
     name: String,
     folder: PathBuf,
     model: String,
-    exact: bool,
+    info: serde_json::Value,
     graph: Graph,
     params: Params,
 }
@@ -37,8 +37,7 @@ fn case(name: String, folder: PathBuf) -> Option<Case> {
         .qwix_compat(info["qwix_compat"].as_bool().unwrap_or(false));
     let quantized = quantize_model(&goldens::model(&model).unwrap(), &provider).unwrap();
     let params = quantize_params(&goldens::params(&model), &quantized.abstract_params(), None).unwrap();
-    let exact = info["comparison"] == "exact";
-    Some(Case { name, folder, model, exact, graph: quantized.graph, params })
+    Some(Case { name, folder, model, info, graph: quantized.graph, params })
 }
 
 /// How far apart two outputs are, relative to the second's largest value; NaN where one holds a NaN.
@@ -49,26 +48,43 @@ fn apart(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).fold(0.0, far) / b.iter().fold(1e-30, |m: f64, v| v.abs().max(m))
 }
 
-fn budget(dtype: DType) -> f64 {
-    match dtype {
-        DType::BF16 => 2f64.powi(-7),
-        DType::F16 => 2f64.powi(-10),
-        _ => 1e-5,
+/// How far an output may be from another engine's, relative to its largest value, where the arithmetic is the same: a
+/// unit in the last place of what is largest, where numbers pass through a narrow type. XLA keeps some steps of narrow
+/// types in f32.
+fn budget(case: &Case, found: &Array) -> f64 {
+    let notes = case.info["notes"].as_array().into_iter().flatten().filter_map(|n| n.as_str());
+    // In a mixed model Qwix goes on in f32 where the float model, and we, round each step to bf16.
+    let mixed = notes.into_iter().any(|n| n.contains("Qwix returns float32, the float model says"));
+    let steps = if mixed { 3.0 } else { 1.0 };
+    let params = goldens::params(&case.model);
+    let narrow = |dtype: DType| {
+        let of = |value: &Value| matches!(value, Value::Array(a) if a.dtype() == dtype);
+        found.dtype() == dtype || params.values().any(of)
+    };
+    if narrow(DType::BF16) {
+        steps * 2f64.powi(-7)
+    } else if narrow(DType::F16) {
+        steps * 2f64.powi(-10)
+    } else {
+        1e-5
     }
 }
 
-/// Whether two outputs are of one mind about the float model's: the cosine of their errors, and the errors' norms.
-fn alike(a: &[f64], b: &[f64], float: &[f64]) -> Result<(), String> {
+/// Whether two outputs are of one mind about the float model's: the cosine of their errors, and the errors' norms. No more
+/// is asked than that Qwix is like itself, when what it reads moves by an ulp.
+fn alike(case: &Case, a: &[f64], b: &[f64], float: &[f64]) -> Result<(), String> {
     let (ours, theirs): (Vec<f64>, Vec<f64>) =
         a.iter().zip(b).zip(float).map(|((a, b), f)| (a - f, b - f)).unzip();
     let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
     let (n, m) = (dot(&ours, &ours).sqrt(), dot(&theirs, &theirs).sqrt());
     let cosine = dot(&ours, &theirs) / (n * m).max(1e-30);
+    let noise = |key: &str, otherwise: f64| case.info[key].as_f64().unwrap_or(otherwise);
+    let (least, most) = (noise("noise_cosine", 0.9).min(0.9), noise("noise_norms", 1.25).max(1.25));
     // Written so that NaN fails.
-    if cosine >= 0.9 && (0.8..1.25).contains(&(n / m)) {
+    if cosine >= least && (n / m).max(m / n) <= most {
         Ok(())
     } else {
-        Err(format!("cosine {cosine:.3}, norms {n:.3e} and {m:.3e}"))
+        Err(format!("cosine {cosine:.3} (at least {least}), norms {n:.3e} and {m:.3e}"))
     }
 }
 
@@ -110,21 +126,23 @@ fn complaints(case: &Case, xla: &XlaBackend) -> Result<(), String> {
             continue;
         }
         for (name, other) in others {
-            let relative = apart(&values, &other.to_f64_vec());
+            // Where Qwix promotes a mixed model to f32, the float model's dtype is compared.
+            let other = other.convert(output.dtype()).to_f64_vec();
+            let relative = apart(&values, &other);
             // Written so that NaN fails.
-            if relative <= budget(output.dtype()) {
+            if relative <= budget(case, output) {
                 continue;
             }
-            if case.exact {
+            if case.info["comparison"] == "exact" {
                 write!(wrong, " output {i} is {relative:.2e} from {name};").unwrap();
                 continue;
             }
             // The largest activation of every row lies on a rounding tie, and a last bit decides: where the native engine
             // does not agree with itself a last bit later, nothing can be asked of another.
-            let Err(complaint) = alike(&values, &other.to_f64_vec(), &float) else { continue };
+            let Err(complaint) = alike(case, &values, &other, &float) else { continue };
             let steady = (1..6).all(|which| {
                 let again = on(&CpuBackend::default(), &nudged(&case.params, which)).unwrap();
-                alike(&again[i].to_f64_vec(), &native[i].to_f64_vec(), &float).is_ok()
+                alike(case, &again[i].to_f64_vec(), &native[i].to_f64_vec(), &float).is_ok()
             });
             if steady {
                 write!(wrong, " output {i} from {name}: {complaint};").unwrap();
