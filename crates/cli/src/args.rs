@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand};
 
 /// Quantize models exported from JAX, and run them.
@@ -25,6 +24,7 @@ pub enum Command {
     Run(Run),
     Compare(Compare),
     Dump(Dump),
+    Plugin(Plugin),
 }
 
 /// Show a model's parameters, inputs, outputs, modules and ops
@@ -130,9 +130,8 @@ pub struct Run {
     /// The inputs: safetensors with keys 0, 1, … or the names that `qwix inspect` prints
     #[arg(long, value_name = "I.safetensors")]
     pub inputs: PathBuf,
-    /// What computes: the native engine, or the reference evaluator (obvious and slow)
-    #[arg(long, value_parser = PossibleValuesParser::new(qwix::backend_names()), default_value = "cpu")]
-    pub backend: String,
+    #[command(flatten)]
+    pub backend: Backend,
     /// Leave out parameters that the model does not have, instead of refusing them
     #[arg(long)]
     pub allow_extra_params: bool,
@@ -160,9 +159,8 @@ pub struct Compare {
     /// The inputs: safetensors with keys 0, 1, … or the names that `qwix inspect` prints
     #[arg(long, value_name = "I.safetensors")]
     pub inputs: PathBuf,
-    /// What computes: the native engine, or the reference evaluator (obvious and slow)
-    #[arg(long, value_parser = PossibleValuesParser::new(qwix::backend_names()), default_value = "cpu")]
-    pub backend: String,
+    #[command(flatten)]
+    pub backend: Backend,
     /// Leave out parameters that the model does not have, instead of refusing them
     #[arg(long)]
     pub allow_extra_params: bool,
@@ -185,4 +183,61 @@ pub struct Dump {
     /// Where to write
     #[arg(short, long, value_name = "FLAT.safetensors")]
     pub output: PathBuf,
+}
+
+// Not a doc comment: clap would show it in place of the command's own.
+#[derive(Args, Debug)]
+pub struct Backend {
+    /// What computes: cpu (the native engine), reference (the reference evaluator, obvious and slow), or an XLA device
+    /// by its PJRT plugin, xla[:cpu|cuda|rocm|tpu|PATH]
+    #[arg(long = "backend", value_name = "BACKEND", value_parser = backend_name, default_value = "cpu")]
+    pub name: String,
+    /// Keep what XLA compiled in this folder, and take it from there the next time
+    #[arg(long, value_name = "DIR")]
+    pub xla_cache: Option<PathBuf>,
+}
+
+fn backend_name(name: &str) -> Result<String, qwix::Error> {
+    qwix::check_backend_name(name)?;
+    Ok(name.to_owned())
+}
+
+/// Find and install the plugins that drive XLA devices
+///
+/// A plugin is a library that speaks the PJRT C API. The one of a kind that is used is the first of: the library that
+/// QWIX_PJRT_PLUGIN_CPU (…_CUDA, …_ROCM, …_TPU) names, what `qwix plugin install` installed, and the wheels that pip
+/// installed.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  qwix plugin list
+  qwix plugin install cpu
+  qwix run model.int8 --inputs inputs.safetensors -o outputs.safetensors --backend xla:cpu")]
+pub struct Plugin {
+    #[command(subcommand)]
+    pub action: PluginAction,
+}
+
+/// What to do with plugins.
+#[derive(Subcommand, Debug)]
+pub enum PluginAction {
+    /// Show the plugins on this machine, and those that can be installed
+    List,
+    /// Fetch a plugin with pip, and unpack its library and licence into the user's cache
+    Install {
+        /// Which
+        #[arg(value_parser = clap::builder::PossibleValuesParser::new(qwix::pjrt::WHEELS.iter().map(|wheel| wheel.name)))]
+        name: String,
+        /// Fetch it even if it is there
+        #[arg(long)]
+        force: bool,
+        /// The Python that has pip
+        #[arg(long, default_value = "python3")]
+        python: String,
+    },
+    /// Print the path of the library that is used
+    Path {
+        /// The kind of device
+        #[arg(default_value = "cpu", value_parser = clap::builder::PossibleValuesParser::new(qwix::pjrt::Kind::ALL.map(|kind| kind.name())))]
+        kind: String,
+    },
 }

@@ -286,7 +286,7 @@ fn a_package_is_replaced_only_on_request() {
 
 #[test]
 fn every_command_has_help_with_an_example() {
-    for command in ["inspect", "explain", "quantize", "run", "compare", "dump"] {
+    for command in ["inspect", "explain", "quantize", "run", "compare", "dump", "plugin"] {
         let help = qwix([command, "--help"]).ok();
         assert!(help.contains(&format!("  qwix {command} ")), "{command}: no example in\n{help}");
     }
@@ -296,13 +296,17 @@ fn every_command_has_help_with_an_example() {
 #[test]
 fn a_wrong_command_line_is_status_2() {
     let model = digits("model.hlo.pb");
-    let rows: [&[&str]; 10] = [
+    let rows: [&[&str]; 14] = [
         &[],
         &["transmogrify"],
         &["inspect"],
         &["inspect", &model, "--jason"],
         &["explain", &model],
         &["run", &model, "--inputs", "x", "-o", "y", "--backend", "abacus"],
+        &["run", &model, "--inputs", "x", "-o", "y", "--backend", "cpu:0"],
+        &["plugin"],
+        &["plugin", "install", "abacus"],
+        &["plugin", "path", "abacus"],
         &["quantize", &model, "--params", "p", "--rules", "r"],
         &["quantize", &model, "--params", "p", "--rules", "r", "-o", "o", "--float-memory", "much"],
         &["run", &model, "--params", "p", "--inputs", "x", "-o", "y", "--qwix-compat"],

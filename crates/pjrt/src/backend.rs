@@ -138,8 +138,11 @@ impl qwix_eval::Executable for XlaExecutable {
         let uploaded =
             inputs.iter().map(|input| self.client.upload(input, &self.device)).collect::<Result<Vec<_>>>()?;
         let mut uploaded = uploaded.iter();
-        let arguments: Vec<&Buffer> =
-            self.variables.iter().filter_map(|variable| variable.as_ref().or_else(|| uploaded.next())).collect();
+        let arguments: Vec<&Buffer> = self
+            .variables
+            .iter()
+            .filter_map(|variable| variable.as_ref().or_else(|| uploaded.next()))
+            .collect();
         let results = self.executable.run(&arguments)?;
         Ok(results.iter().map(Buffer::to_array).collect::<Result<_>>()?)
     }

@@ -69,12 +69,8 @@ impl Client {
         unsafe { self.handle.plugin.call(&mut arguments)? };
         // SAFETY: the buffer is new and ours; so is the event.
         let (buffer, done) = unsafe {
-            let buffer = Buffer {
-                client: Arc::clone(&self.handle),
-                raw: arguments.buffer,
-                ty,
-                device: device.id(),
-            };
+            let buffer =
+                Buffer { client: Arc::clone(&self.handle), raw: arguments.buffer, ty, device: device.id() };
             (buffer, Event::adopt(&self.handle, arguments.done_with_host_buffer))
         };
         done.map_or(Ok(()), |done| done.wait())?;
@@ -150,10 +146,11 @@ impl Buffer {
         let ArrayType { dtype, shape } = &self.ty;
         let count = element_count(shape);
         // An element narrower than a byte takes one.
-        let expected = count.and_then(|count| if dtype.is_packed() { Some(count) } else { dtype.byte_len(count) });
-        let expected = expected
-            .filter(|&bytes| bytes <= isize::MAX as usize)
-            .ok_or_else(|| PjrtError::invalid("a result", format!("{} is too large for this machine", self.ty)))?;
+        let expected =
+            count.and_then(|count| if dtype.is_packed() { Some(count) } else { dtype.byte_len(count) });
+        let expected = expected.filter(|&bytes| bytes <= isize::MAX as usize).ok_or_else(|| {
+            PjrtError::invalid("a result", format!("{} is too large for this machine", self.ty))
+        })?;
         let minor_to_major = row_major(shape.len());
         let mut layout = MemoryLayout::dense(&minor_to_major);
         let mut arguments = ffi::BufferToHostBuffer {
@@ -166,7 +163,8 @@ impl Buffer {
         // SAFETY: should the plugin make an event even for the question, it is ours.
         drop(unsafe { Event::adopt(&self.client, arguments.event) });
         if arguments.dst_size != expected {
-            let reason = format!("the plugin wants {} bytes for {}, expected {expected}", arguments.dst_size, self.ty);
+            let reason =
+                format!("the plugin wants {} bytes for {}, expected {expected}", arguments.dst_size, self.ty);
             return Err(PjrtError::invalid("a result", reason));
         }
         let mut bytes = vec![0u8; expected];

@@ -153,7 +153,10 @@ impl Client {
     /// When there are not so many.
     pub fn device(&self, number: usize) -> Result<&Device> {
         self.devices.get(number).ok_or_else(|| {
-            PjrtError::invalid(format!("device {number}"), format!("there are {}, from 0 on", self.devices.len()))
+            PjrtError::invalid(
+                format!("device {number}"),
+                format!("there are {}, from 0 on", self.devices.len()),
+            )
         })
     }
 
@@ -256,7 +259,9 @@ impl Device {
         // SAFETY: the device's client is held.
         match unsafe { self.client.plugin.call(&mut stats) } {
             Ok(()) => {}
-            Err(PjrtError::Missing { .. } | PjrtError::Call { code: Code::Unimplemented, .. }) => return Ok(None),
+            Err(PjrtError::Missing { .. } | PjrtError::Call { code: Code::Unimplemented, .. }) => {
+                return Ok(None);
+            }
             Err(error) => return Err(error),
         }
         let bytes = |bytes: i64| u64::try_from(bytes).unwrap_or(0);

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use crate::buffer::Buffer;
 use crate::client::{ClientHandle, Device};
 use crate::event::Event;
-use crate::ffi::{self, Arguments, ExecuteOptions, RawBuffer, RawExecutable, RawLoadedExecutable, RawProgram};
+use crate::ffi::{
+    self, Arguments, ExecuteOptions, RawBuffer, RawExecutable, RawLoadedExecutable, RawProgram,
+};
 use crate::plugin::slice;
 use crate::{Client, CompileOptions, PjrtError, Program, Result};
 
@@ -104,7 +106,12 @@ impl Client {
     ///
     /// # Errors
     /// When the plugin does not take the bytes.
-    pub fn deserialize(&self, bytes: &[u8], program: &Program, options: &CompileOptions) -> Result<Executable> {
+    pub fn deserialize(
+        &self,
+        bytes: &[u8],
+        program: &Program,
+        options: &CompileOptions,
+    ) -> Result<Executable> {
         options.devices(self.devices().len())?;
         if bytes.is_empty() {
             return Err(PjrtError::invalid("serialized executable", "is empty"));
@@ -139,8 +146,7 @@ impl Client {
         // What was read is kept for nothing but its types.
         executable.program.bytes = Vec::new();
         let plugin = &self.handle.plugin;
-        let mut devices =
-            ffi::LoadedExecutableAddressableDevices { executable: raw, ..Arguments::new() };
+        let mut devices = ffi::LoadedExecutableAddressableDevices { executable: raw, ..Arguments::new() };
         // SAFETY: the executable is alive; the list lives as long.
         let devices = unsafe {
             plugin.call(&mut devices)?;
@@ -148,7 +154,8 @@ impl Client {
         };
         for &device in devices {
             let known = self.devices().iter().find(|known| known.raw == device);
-            let known = known.ok_or_else(|| PjrtError::invalid("program", "runs on a device that is not known"))?;
+            let known =
+                known.ok_or_else(|| PjrtError::invalid("program", "runs on a device that is not known"))?;
             executable.devices.push(known.clone());
         }
         let (found, expected) = (executable.outputs()?, program.results.len());
@@ -204,7 +211,8 @@ impl Executable {
     /// program's; or when the plugin refuses.
     pub fn execute(&self, arguments: Vec<Vec<Argument<'_>>>) -> Result<Execution> {
         if arguments.len() != self.devices.len() {
-            let reason = format!("found {}, expected one for each of {} devices", arguments.len(), self.devices.len());
+            let reason =
+                format!("found {}, expected one for each of {} devices", arguments.len(), self.devices.len());
             return Err(PjrtError::invalid("lists of arguments", reason));
         }
         for (list, device) in arguments.iter().zip(&self.devices) {
@@ -215,12 +223,15 @@ impl Executable {
             .filter(|&i| arguments.iter().any(|list| matches!(list.get(i), Some(Argument::Keep(_)))))
             .map(|i| i as i64)
             .collect();
-        let raw: Vec<Vec<*mut RawBuffer>> =
-            arguments.iter().map(|list| list.iter().map(|argument| argument.buffer().raw).collect()).collect();
+        let raw: Vec<Vec<*mut RawBuffer>> = arguments
+            .iter()
+            .map(|list| list.iter().map(|argument| argument.buffer().raw).collect())
+            .collect();
         let lists: Vec<*const *mut RawBuffer> = raw.iter().map(|list| list.as_ptr()).collect();
         let count = self.program.results.len();
         let mut outputs: Vec<Vec<*mut RawBuffer>> = vec![vec![ptr::null_mut(); count]; self.devices.len()];
-        let output_lists: Vec<*mut *mut RawBuffer> = outputs.iter_mut().map(|list| list.as_mut_ptr()).collect();
+        let output_lists: Vec<*mut *mut RawBuffer> =
+            outputs.iter_mut().map(|list| list.as_mut_ptr()).collect();
         let mut events = vec![ptr::null_mut(); self.devices.len()];
         let mut options = ExecuteOptions {
             struct_size: ExecuteOptions::SIZE,

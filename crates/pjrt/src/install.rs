@@ -180,8 +180,10 @@ mod tests {
         );
         let into = dir.path().join("unpacked");
         assert_eq!(unpack(wheel, &whole, &into).unwrap(), ["terms"]);
-        let mut names: Vec<_> =
-            std::fs::read_dir(&into).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<_> = std::fs::read_dir(&into)
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
         names.sort();
         assert_eq!(names, ["LICENSE", "pjrt_c_api_cpu_plugin.so"]);
         assert_eq!(std::fs::read(into.join("pjrt_c_api_cpu_plugin.so")).unwrap(), b"library");

@@ -153,9 +153,13 @@ pub(crate) fn unsafe_instruction(computation: &Computation) -> Option<&str> {
     let mut seen = HashSet::new();
     while let Some(computation) = pending.pop() {
         for node in &computation.nodes {
-            pending.extend(node.op.called().into_iter().filter(|c| seen.insert(Arc::as_ptr(c))).map(Arc::as_ref));
+            pending.extend(
+                node.op.called().into_iter().filter(|c| seen.insert(Arc::as_ptr(c))).map(Arc::as_ref),
+            );
             let bound = |id: &NodeId| match (computation.nodes.get(id.index()).map(|n| &n.ty), &node.ty) {
-                (Some(Type::Array(operand)), Type::Array(result)) => is_scalar_bound(&node.op, operand, result),
+                (Some(Type::Array(operand)), Type::Array(result)) => {
+                    is_scalar_bound(&node.op, operand, result)
+                }
                 _ => false,
             };
             if node.operands.iter().any(bound) {

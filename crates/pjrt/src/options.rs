@@ -127,7 +127,8 @@ mod tests {
 
     #[test]
     fn counts_that_would_end_the_process_are_refused() {
-        let rows = [(1, 1, true), (2, 2, true), (0, 1, false), (1, 0, false), (3, 2, false), (usize::MAX, 2, false)];
+        let rows =
+            [(1, 1, true), (2, 2, true), (0, 1, false), (1, 0, false), (3, 2, false), (usize::MAX, 2, false)];
         for (replicas, partitions, right) in rows {
             let options = CompileOptions { replicas, partitions, ..CompileOptions::default() };
             assert_eq!(options.devices(4).is_ok(), right, "{options:?}");

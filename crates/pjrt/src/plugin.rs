@@ -80,7 +80,8 @@ impl Plugin {
             .map_err(|e| PjrtError::plugin(&path, format!("cannot be loaded: {}", chain(&e))))?;
         // SAFETY: the header gives this symbol this type; a library that has it under another type is not a plugin, and
         // nothing can tell.
-        let get_api = unsafe { library.get::<unsafe extern "C" fn() -> *const Api>("GetPjrtApi") }.map(|symbol| *symbol);
+        let get_api = unsafe { library.get::<unsafe extern "C" fn() -> *const Api>("GetPjrtApi") }
+            .map(|symbol| *symbol);
         let Ok(get_api) = get_api else {
             return Err(PjrtError::plugin(&path, "is a library but no PJRT plugin: it has no `GetPjrtApi`"));
         };
@@ -151,7 +152,8 @@ unsafe fn check(path: &Path, api: *const Api) -> Result<(i32, i32)> {
         return Err(PjrtError::plugin(path, reason));
     }
     if major != 0 {
-        let reason = format!("has PJRT C API {major}.{minor}, which is not known here; expected 0.{OLDEST} or later");
+        let reason =
+            format!("has PJRT C API {major}.{minor}, which is not known here; expected 0.{OLDEST} or later");
         return Err(PjrtError::plugin(path, reason));
     }
     // Without these an error could not be read.
@@ -192,7 +194,9 @@ impl Inner {
         let function = unsafe { slot_of(self.api, A::SLOT) }.ok_or_else(missing)?;
         // SAFETY: the slot holds the function that takes `A` (see `Arguments`); all but those that read and destroy
         // errors, which `void` calls, return an error or null.
-        Ok(unsafe { std::mem::transmute::<*const c_void, unsafe extern "C" fn(*mut A) -> *mut RawError>(function) })
+        Ok(unsafe {
+            std::mem::transmute::<*const c_void, unsafe extern "C" fn(*mut A) -> *mut RawError>(function)
+        })
     }
 
     /// Calls a function, and makes an error of what it returns.
@@ -330,9 +334,11 @@ mod tests {
     fn table(minor: i32, functions: usize, size: usize) -> Table {
         let mut slots = [std::ptr::null(); 8];
         slots[..functions].fill(nothing as *const c_void);
-        let version =
-            ApiVersion { struct_size: 24, extension_start: std::ptr::null_mut(), major: 0, minor };
-        Table { _api: Api { struct_size: size, extension_start: std::ptr::null_mut(), version }, _slots: slots }
+        let version = ApiVersion { struct_size: 24, extension_start: std::ptr::null_mut(), major: 0, minor };
+        Table {
+            _api: Api { struct_size: size, extension_start: std::ptr::null_mut(), version },
+            _slots: slots,
+        }
     }
 
     #[test]
@@ -348,7 +354,9 @@ mod tests {
         ];
         for (index, (table, expected)) in rows.iter().enumerate() {
             // SAFETY: `size` is at most the table's.
-            let found = unsafe { check(Path::new("plugin.so"), std::ptr::from_ref(table).cast()) }.err().map(|e| e.to_string());
+            let found = unsafe { check(Path::new("plugin.so"), std::ptr::from_ref(table).cast()) }
+                .err()
+                .map(|e| e.to_string());
             let right = match (&found, expected) {
                 (None, None) => true,
                 (Some(found), Some(expected)) => found.contains(expected),

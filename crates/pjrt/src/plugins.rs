@@ -190,8 +190,9 @@ pub fn plugins_dir() -> Result<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     let cache = set("XDG_CACHE_HOME").filter(|path| path.is_absolute());
     let cache = cache.or_else(|| set("HOME").map(|home| home.join(".cache")));
-    let cache = cache
-        .ok_or_else(|| PjrtError::install("find the user's cache", "neither XDG_CACHE_HOME nor HOME is set"))?;
+    let cache = cache.ok_or_else(|| {
+        PjrtError::install("find the user's cache", "neither XDG_CACHE_HOME nor HOME is set")
+    })?;
     Ok(cache.join("qwix").join("plugins"))
 }
 

@@ -34,7 +34,8 @@ impl Program {
     /// # Errors
     /// When it is no module, or as [`Program::new`].
     pub fn from_hlo_proto(bytes: Vec<u8>) -> Result<Self> {
-        let graph = Graph::from_hlo_proto(&bytes).map_err(|e| PjrtError::invalid("program", e.to_string()))?;
+        let graph =
+            Graph::from_hlo_proto(&bytes).map_err(|e| PjrtError::invalid("program", e.to_string()))?;
         graph.verify()?;
         check(&graph)?;
         let (parameters, results) = (parameters(&graph)?, results(&graph.entry)?);
@@ -43,7 +44,10 @@ impl Program {
 
     fn sized(bytes: Vec<u8>, parameters: Vec<ArrayType>, results: Vec<ArrayType>) -> Result<Self> {
         if bytes.len() > MAX_BYTES {
-            let reason = format!("has {} bytes, at most {MAX_BYTES} can be; make its constants parameters", bytes.len());
+            let reason = format!(
+                "has {} bytes, at most {MAX_BYTES} can be; make its constants parameters",
+                bytes.len()
+            );
             return Err(PjrtError::invalid("program", reason));
         }
         Ok(Program { bytes, parameters, results })
@@ -71,7 +75,9 @@ fn check(graph: &Graph) -> Result<()> {
         None => Ok(()),
         Some(name) => Err(PjrtError::invalid(
             "program",
-            format!("instruction `{name}`: XLA may not survive a clamp of an array by scalars; broadcast its bounds"),
+            format!(
+                "instruction `{name}`: XLA may not survive a clamp of an array by scalars; broadcast its bounds"
+            ),
         )),
     }
 }

@@ -4,9 +4,7 @@ mod common;
 
 use qwix_array::{Array, DType};
 use qwix_graph::{ArrayType, BinaryOp, Graph, GraphBuilder, Type};
-use qwix_pjrt::{
-    Argument, Cache, Client, CompileOptions, OptionValue, Origin, Plugin, Program, XlaOption,
-};
+use qwix_pjrt::{Argument, Cache, Client, CompileOptions, OptionValue, Origin, Plugin, Program, XlaOption};
 
 fn options() -> CompileOptions {
     CompileOptions::default()
@@ -61,8 +59,9 @@ fn arrays_of_every_dtype_come_back() {
         for shape in [&[][..], &[1], &[5], &[2, 3], &[256], &[7, 1, 9], &[0], &[3, 0, 2]] {
             let count = shape.iter().product::<usize>();
             let array = if dtype.bits() <= 8 {
-                let codes: Vec<u8> =
-                    (0..count).map(|i| if dtype == DType::Pred { (i % 3 == 1).into() } else { i as u8 }).collect();
+                let codes: Vec<u8> = (0..count)
+                    .map(|i| if dtype == DType::Pred { (i % 3 == 1).into() } else { i as u8 })
+                    .collect();
                 Array::pack(dtype, shape, &codes).unwrap()
             } else {
                 let bytes = (0..dtype.byte_len(count).unwrap()).map(|i| (i * 37 + 11) as u8).collect();
@@ -90,7 +89,9 @@ fn arrays_of_every_dtype_come_back() {
 #[test]
 fn narrow_types_are_packed_on_the_device() {
     let Some(client) = common::client() else { return };
-    for (dtype, bytes) in [(DType::S4, 32), (DType::U4, 32), (DType::F4E2M1FN, 32), (DType::S2, 16), (DType::S8, 64)] {
+    for (dtype, bytes) in
+        [(DType::S4, 32), (DType::U4, 32), (DType::F4E2M1FN, 32), (DType::S2, 16), (DType::S8, 64)]
+    {
         let array = Array::zeros(dtype, &[64]).unwrap();
         let buffer = client.upload(&array, &client.devices()[0]).unwrap();
         assert_eq!(buffer.device_bytes(), Ok(bytes), "{dtype}");
@@ -193,9 +194,8 @@ fn replicas_run_on_devices_of_their_own() {
     let replicas = 4;
     let executable = client.compile(&program, &CompileOptions { replicas, ..options() }).unwrap();
     assert_eq!(executable.devices().len(), replicas);
-    let inputs: Vec<Array> = (0..replicas)
-        .map(|r| Array::from_vec(&[2, 3], X.map(|v| v + r as f32).to_vec()).unwrap())
-        .collect();
+    let inputs: Vec<Array> =
+        (0..replicas).map(|r| Array::from_vec(&[2, 3], X.map(|v| v + r as f32).to_vec()).unwrap()).collect();
     let lists = inputs
         .iter()
         .zip(executable.devices())
@@ -252,7 +252,8 @@ fn the_cache_gives_back_what_was_compiled_and_nothing_else() {
     let compile = |program: &Program, options: &CompileOptions| {
         let (executable, origin) = cache.compile(client, program, options).unwrap();
         let buffer = client.upload(&x(), &client.devices()[0]).unwrap();
-        let lists = executable.devices().iter().map(|device| vec![Argument::Donate(buffer.copy_to(device).unwrap())]);
+        let lists =
+            executable.devices().iter().map(|device| vec![Argument::Donate(buffer.copy_to(device).unwrap())]);
         let results = executable.execute(lists.collect()).unwrap().wait().unwrap();
         (values(&results[0][0].to_array().unwrap())[0], origin)
     };

@@ -82,6 +82,9 @@ pub enum Error {
     /// An array could not be quantized, or a quantized array not put together.
     #[error(transparent)]
     Quant(#[from] qwix_quant::QuantError),
+    /// A plugin cannot be found, loaded or used.
+    #[error(transparent)]
+    Pjrt(#[from] qwix_pjrt::PjrtError),
     /// The graph cannot be compiled or run.
     #[error(transparent)]
     Eval(#[from] qwix_eval::EvalError),

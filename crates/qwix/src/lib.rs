@@ -25,7 +25,7 @@
 //! | say what is quantized, and see why | [`QuantizationRule`], [`explain`] |
 //! | quantize | [`quantize_model`], [`quantize_params`], [`quantize_param`] |
 //! | quantize while a checkpoint is read | [`quantize_checkpoint`], [`quantize_online`] |
-//! | run | [`Model::compile`], [`CpuBackend`], [`ReferenceBackend`] |
+//! | run | [`Model::compile`], [`CpuBackend`], [`XlaBackend`], [`ReferenceBackend`] |
 //! | keep a quantized model on disk | [`PackageWriter`], [`Package`] |
 
 #![forbid(unsafe_code)]
@@ -41,7 +41,7 @@ mod rules;
 mod streaming;
 mod tensors;
 
-pub use backends::{backend, backend_names};
+pub use backends::{backend, backend_names, check_backend_name, xla_backend};
 pub use checkpoint::Checkpoint;
 pub use error::{Error, Result};
 pub use model::Model;
@@ -54,6 +54,8 @@ pub use qwix_graph::{
     ArrayType, Computation, Graph, GraphError, Node, NodeId, Op, Parameter, Path, Role, Type,
 };
 pub use qwix_nn as nn;
+pub use qwix_pjrt as pjrt;
+pub use qwix_pjrt::XlaBackend;
 pub use qwix_ptq::{
     CalibrateError, Calibrator, Outcome, Provider, PtqError, PtqModel, PtqProvider, QtProvider, QuantStats,
     QuantizationRule, QuantizeParams, Report as PtqReport, SideVerdict, Site, Stats, Sums, Template,

@@ -8,6 +8,7 @@ use qwix::{
 };
 use serde::{Serialize, Serializer};
 
+use super::backend::backend;
 use crate::args::Compare;
 use crate::output::{print, print_json};
 use crate::table::{Align, Style, Table};
@@ -48,7 +49,7 @@ struct Site {
 }
 
 pub fn run(args: &Compare) -> Result<()> {
-    let backend = qwix::backend(&args.backend)?;
+    let backend = backend(&args.backend)?;
     let mut float = Model::load(&args.model)?;
     let checkpoint = Checkpoint::open(&args.params)?;
     float.resolve_roles(&checkpoint);

@@ -1,9 +1,11 @@
 //! One command a file.
 
+mod backend;
 pub mod compare;
 pub mod dump;
 pub mod explain;
 pub mod inspect;
 mod online;
+pub mod plugin;
 pub mod quantize;
 pub mod run;

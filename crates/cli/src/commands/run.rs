@@ -5,11 +5,12 @@ use qwix::{
     Backend, Checkpoint, Executable, Model, Package, Params, TensorFile, files, widened, write_tensors,
 };
 
+use super::backend::backend;
 use super::online::{Online, Parts};
 use crate::args::Run;
 
 pub fn run(args: &Run) -> Result<()> {
-    let backend = qwix::backend(&args.backend)?;
+    let backend = backend(&args.backend)?;
     let (model, executable) = load(args, backend.as_ref())?;
     let inputs = model.read_inputs(&TensorFile::open(&args.inputs)?)?;
     let outputs = executable.run(&inputs)?;
