@@ -9,6 +9,7 @@ mod moves;
 mod parts;
 mod qdot;
 mod quantize;
+mod quantize_static;
 mod reduce;
 mod reference;
 mod scales;
@@ -33,6 +34,7 @@ const STEPS: &[Planner] = &[
     qdot::plan,
     wide::plan,
     conv::plan,
+    quantize_static::plan,
     quantize::plan,
     fused::plan,
     moves::plan,

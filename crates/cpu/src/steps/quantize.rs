@@ -28,6 +28,12 @@ struct Quantize {
 /// The root of the smallest normal f32: below it a scale becomes 1.
 const SMALLEST: f32 = 1.084_202_2e-19;
 
+/// What values are multiplied by: subnormal reciprocals are 0, as XLA:CPU flushes them.
+pub(super) fn reciprocal(scale: f32) -> f32 {
+    let reciprocal = 1.0 / scale;
+    if reciprocal.abs() < f32::MIN_POSITIVE { 0.0 } else { reciprocal }
+}
+
 impl Quantize {
     /// The scale of a largest magnitude.
     fn scale(&self, absmax: f32) -> f32 {
@@ -36,12 +42,6 @@ impl Quantize {
             ScaleFactor::Divide(by) => x / by as f32,
         });
         if scale < SMALLEST { 1.0 } else { scale }
-    }
-
-    /// What values are multiplied by: subnormal reciprocals are 0, as XLA:CPU flushes them.
-    fn reciprocal(scale: f32) -> f32 {
-        let reciprocal = 1.0 / scale;
-        if reciprocal.abs() < f32::MIN_POSITIVE { 0.0 } else { reciprocal }
     }
 
     /// Slices that lie together.
@@ -58,7 +58,7 @@ impl Quantize {
             let rows = bytemuck::cast_slice_mut::<u8, i8>(out).chunks_exact_mut(depth);
             for (i, out) in rows.enumerate() {
                 let row = start + i;
-                let reciprocal = Self::reciprocal(scales[row]);
+                let reciprocal = reciprocal(scales[row]);
                 quantize_i8(&values[row * depth..][..depth], reciprocal, 0.0, self.low, self.high, out);
             }
             Ok(())
@@ -80,9 +80,9 @@ impl Quantize {
             for row in values[o * slab..][..slab].chunks_exact(inner) {
                 absmax_rows_f32(scales, row);
             }
-            for (scale, reciprocal) in scales.iter_mut().zip(reciprocals) {
+            for (scale, factor) in scales.iter_mut().zip(reciprocals) {
                 *scale = self.scale(*scale);
-                *reciprocal = Self::reciprocal(*scale);
+                *factor = reciprocal(*scale);
             }
         }
         parallel::fill(codes.bytes_mut(), inner, 4, |start, out| {

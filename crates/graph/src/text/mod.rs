@@ -4,7 +4,8 @@
 //! back, so that a graph survives the way through text whole:
 //! - The module's line ends with `frontend_attributes={qwix="1"}`: calls are left as they are, and the signature is in
 //!   the parameters' `frontend_attributes`: `path`, `role` (`variable` or `input`), `ambiguous`, `key` (argument and
-//!   keys between `/`), and of a quantized parameter `source`, `source_type` and `prep`.
+//!   keys between `/`), of a quantized parameter `source`, `source_type` and `prep`, and of one made from statistics
+//!   `statistics` (their path) and `part` (`scale int8 symmetric`, `zero_point int8`, `count`, `sum_of_absmax`, …).
 //! - A quantized type is `q[int8 f32[8,16] {channelwise,_} absmax]`: the qtype, the array that it stands for, for each
 //!   axis `_` (shared), `channelwise`, `tile 32` or `tile 0.25x` (a fraction of the axis), and the calibration method as
 //!   rules write it. The ops are `quantize` and `dequantize`; how `quantize` works is what its type says.
