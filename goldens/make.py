@@ -1,4 +1,4 @@
-"""Makes every golden again. `python goldens/make.py [models|ops|dtypes|qarray|init|nn] [name…]`"""
+"""Makes every golden again. `python goldens/make.py [models|ops|dtypes|qarray|init|nn|static] [name…]`"""
 
 import os
 import sys
@@ -55,6 +55,11 @@ def main():
     import make_nn
     for name in names or make_nn.MODELS:
       ok &= apart(make_nn.make, name)
+  if section in ('all', 'static'):
+    import make_static
+    import rules
+    for name in names or dict.fromkeys(c[0] for c in rules.STATIC_CASES):
+      ok &= apart(make_static.make, name, [c for c in rules.STATIC_CASES if c[0] == name])
   sys.exit(0 if ok else 1)
 
 

@@ -112,3 +112,39 @@ case('nnx_cnn', 'first_float', dict(module_path='conv1'), A93)
 case('einsums', 'w_int4_half', dict(weight_qtype='int4', tile_size=0.5))
 case('weight_views', 'w_nf4', dict(weight_qtype='nf4'))
 case('raw_params', 'w_e4m3fn', dict(module_path='dec', weight_qtype='float8_e4m3fn'))
+
+# Static ranges: (model, name of the rules, rules).
+STATIC_CASES: list[tuple[str, str, list[dict]]] = []
+
+
+def static_case(models, name, *rules):
+  for m in models.split():
+    STATIC_CASES.append((m, name, list(rules)))
+
+
+S8 = dict(W8A8, act_static_scale=True)
+SMIN = dict(S8, act_calibration_method='minmax')
+static_case('linen_mlp linen_mlp_3d linen_mlp_bf16 linen_cnn encoder_einsum encoder_mha linen_conv1d einsums', 's8', S8)
+static_case('linen_mlp linen_mlp_3d linen_mlp_bf16 linen_cnn einsums', 's8_minmax', SMIN)
+# Products of two activations cannot both have a zero point.
+static_case('encoder_einsum', 's8_minmax', dict(S8, module_path='attn.*'), SMIN)
+static_case('linen_mlp_3d encoder_einsum', 's8_axes01', dict(S8, act_batch_axes=[0, 1]))
+# With the range itself, one activation happens to lie a unit in the last place from a rounding tie.
+static_case('encoder_mha', 's8_95_axes01', dict(S8, act_calibration_method='absmax,0.95', act_batch_axes=[0, 1]))
+static_case('linen_mlp_3d', 's8_minmax_last', dict(SMIN, act_batch_axes=[-3, -2]))
+static_case('linen_mlp_3d', 's8_each', dict(S8, act_batch_axes=[]))
+static_case('linen_mlp', 's8_rms', dict(S8, act_calibration_method='rms,2.5', act_batch_axes=[0]))
+static_case('linen_mlp', 's8_fixed', dict(S8, act_calibration_method='fixed,-0.5,2.5'))
+static_case('linen_mlp', 's8_fixed_symmetric', dict(S8, act_calibration_method='fixed,2'))
+static_case('linen_mlp linen_cnn', 's8_absmax09', dict(S8, act_calibration_method='absmax,0.9'))
+static_case('linen_mlp linen_mlp_3d', 's_w4a8', dict(S8, weight_qtype='int4'))
+static_case('linen_mlp', 's_int4', dict(S8, weight_qtype='int4', act_qtype='int4'))
+static_case('linen_mlp linen_cnn', 's_e4m3fn', dict(S8, weight_qtype='float8_e4m3fn', act_qtype='float8_e4m3fn'))
+static_case('linen_mlp_wide', 's8_t128', dict(S8, module_path='Dense_0', tile_size=128), S8)
+static_case('linen_mlp linen_mlp_3d', 's8_one', dict(S8, disable_channelwise_axes=True))
+static_case('decoder_prefill', 's8_axes01', EMBEDDER, dict(S8, act_batch_axes=[0, 1]))
+# The decoder's batch is of one: the range of the first batch is its own largest value, which lies on the rounding tie.
+S93 = dict(S8, act_calibration_method='absmax,0.93')
+static_case('decoder_prefill', 's8_93', EMBEDDER, S93)
+static_case('decoder_prefill', 's_w4a8_minmax', EMBEDDER, dict(S93, op_names=['einsum']),
+            dict(S8, weight_qtype='int4', act_calibration_method='minmax,0.9', act_batch_axes=[0, 1]))

@@ -10,7 +10,7 @@ use qwix_array::{Array, DType};
 use qwix_cpu::{CpuBackend, CpuModel};
 use qwix_eval::{Executable, Params, Value};
 use qwix_graph::{Graph, Role, Type};
-use qwix_ptq::{PtqProvider, QuantizationRule, quantize_model, quantize_params};
+use qwix_ptq::{PtqProvider, QtProvider, QuantizationRule, calibrate, quantize_model, quantize_params};
 use safetensors::SafeTensors;
 
 type Error = Box<dyn std::error::Error>;
@@ -33,6 +33,7 @@ fn rules() -> Vec<(&'static str, Option<QuantizationRule>)> {
     vec![
         ("float", None),
         ("int8", Some(all().act_qtype("int8"))),
+        ("int8-static", Some(all().act_qtype("int8").act_static_scale(true).act_batch_axes([0, 1]))),
         ("int8-weight-only", Some(all())),
         ("int4-weight-only", Some(QuantizationRule::new(".*").weight_qtype("int4").tile_size(32))),
     ]
@@ -70,8 +71,16 @@ fn main() -> Result<(), Error> {
         let model = match rule {
             None => CpuBackend::default().prepare(&graph, params.clone())?,
             Some(rule) => {
-                let quantized = quantize_model(&graph, &PtqProvider::new(vec![rule])?)?;
-                let params = quantize_params(&params, &quantized.abstract_params(), None)?;
+                let fixed = rule.act_static_scale == Some(true);
+                let quantized = quantize_model(&graph, &PtqProvider::new(vec![rule.clone()])?)?;
+                let stats = if fixed {
+                    let qt_model = quantize_model(&graph, &QtProvider::new(vec![rule])?)?;
+                    let batches = [Ok::<_, Error>(inputs.clone())];
+                    Some(calibrate(&qt_model, &params, batches, &CpuBackend::default())?)
+                } else {
+                    None
+                };
+                let params = quantize_params(&params, &quantized.abstract_params(), stats.as_ref())?;
                 CpuBackend::default().prepare(&quantized.graph, params)?
             }
         };

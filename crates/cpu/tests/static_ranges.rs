@@ -76,7 +76,8 @@ fn static_graphs_and_calibration_are_the_references() {
             }
 
             let ptq = quantize_model(&graph, &PtqProvider::new(rules).unwrap()).unwrap();
-            let Ok(quantized) = quantize_params(&params, &ptq.abstract_params(), Some(&expected_stats)) else {
+            let Ok(quantized) = quantize_params(&params, &ptq.abstract_params(), Some(&expected_stats))
+            else {
                 // Statistics that Qwix does not take either.
                 assert!(!common::json(&folder.join("case.json"))["ptq_refuses"].is_null(), "{name}");
                 continue;

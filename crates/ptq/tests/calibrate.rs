@@ -11,8 +11,8 @@ use qwix_eval::{Backend, Params, ReferenceBackend, Value};
 use qwix_graph::text::TextOptions;
 use qwix_graph::{DotDims, Graph, GraphBuilder, Path, Type};
 use qwix_ptq::{
-    Calibrator, PtqModel, PtqProvider, QtProvider, QuantStats, QuantizationRule, Stats, Sums, calibrate, quantize_model,
-    quantize_params,
+    Calibrator, PtqModel, PtqProvider, QtProvider, QuantStats, QuantizationRule, Stats, Sums, calibrate,
+    quantize_model, quantize_params,
 };
 
 fn dense() -> Graph {
@@ -129,23 +129,38 @@ fn bad_batches_lose_nothing() {
     let good = || vec![floats(&[2, 3], 1), mask(0.0)];
     let mut failures = vec![];
     let rows: [(&str, Result<Vec<Array>, String>, &[&str]); 8] = [
-        ("shape", Ok(vec![floats(&[3, 3], 1), mask(0.0)]), &["batch 2", "input 0 `x`", "f32[2,3]", "f32[3,3]"]),
-        ("dtype", Ok(vec![x(1.0).convert(DType::BF16), mask(0.0)]), &["batch 2", "`x`", "f32[2,3]", "bf16[2,3]"]),
+        (
+            "shape",
+            Ok(vec![floats(&[3, 3], 1), mask(0.0)]),
+            &["batch 2", "input 0 `x`", "f32[2,3]", "f32[3,3]"],
+        ),
+        (
+            "dtype",
+            Ok(vec![x(1.0).convert(DType::BF16), mask(0.0)]),
+            &["batch 2", "`x`", "f32[2,3]", "bf16[2,3]"],
+        ),
         ("few", Ok(vec![x(1.0)]), &["batch 2", "2 inputs", "found 1"]),
         ("many", Ok(vec![x(1.0), mask(0.0), mask(0.0)]), &["batch 2", "2 inputs", "found 3"]),
-        ("NaN", Ok(vec![x(f32::NAN), mask(0.0)]), &["batch 2", "`Dense_0/dot_general0_lhs`", "`x`", "NaN", "[1, 1]"]),
-        ("inf", Ok(vec![x(f32::INFINITY), mask(0.0)]), &["batch 2", "`Dense_0/dot_general0_lhs`", "infinity", "[1, 1]"]),
+        (
+            "NaN",
+            Ok(vec![x(f32::NAN), mask(0.0)]),
+            &["batch 2", "`Dense_0/dot_general0_lhs`", "`x`", "NaN", "[1, 1]"],
+        ),
+        (
+            "inf",
+            Ok(vec![x(f32::INFINITY), mask(0.0)]),
+            &["batch 2", "`Dense_0/dot_general0_lhs`", "infinity", "[1, 1]"],
+        ),
         ("overflow", Ok(vec![x(3e38), mask(0.0)]), &["batch 2", "`dot_general0_lhs`", "not finite"]),
-        ("unreadable", Err("c.safetensors is cut short".to_owned()), &["batch 2", "c.safetensors is cut short"]),
+        (
+            "unreadable",
+            Err("c.safetensors is cut short".to_owned()),
+            &["batch 2", "c.safetensors is cut short"],
+        ),
     ];
     for (name, bad, words) in rows {
-        let wanted = calibrate(
-            &model,
-            &two_params(),
-            [Ok::<_, String>(good()), Ok(good())],
-            &backend,
-        )
-        .unwrap();
+        let wanted =
+            calibrate(&model, &two_params(), [Ok::<_, String>(good()), Ok(good())], &backend).unwrap();
         let batches = [Ok(good()), Ok(good()), bad, Ok(good())];
         let error = calibrate(&model, &two_params(), batches, &backend).unwrap_err();
         let text = error.to_string();
@@ -197,14 +212,18 @@ fn wrong_statistics_are_named() {
         ("kind", &symmetric, Some(one(name, 1, minmax(&[1, 1]))), &[name, "absmax", "min and max"]),
         ("other kind", &asymmetric, Some(one(name, 1, absmax(&[1, 1]))), &[name, "min and max", "absmax"]),
         ("NaN", &symmetric, Some(one(name, 1, nan)), &[name, "NaN"]),
-        ("unknown", &symmetric, Some(one("Dense_1/dot_general0_lhs", 1, absmax(&[1, 1]))), &[
-            "Dense_1/dot_general0_lhs",
-            "did you mean `Dense_0/dot_general0_lhs`",
-        ]),
-        ("dynamic", &ptq(rule().act_static_scale(false)), Some(one(name, 1, absmax(&[1, 1]))), &[
-            name,
-            "act_static_scale",
-        ]),
+        (
+            "unknown",
+            &symmetric,
+            Some(one("Dense_1/dot_general0_lhs", 1, absmax(&[1, 1]))),
+            &["Dense_1/dot_general0_lhs", "did you mean `Dense_0/dot_general0_lhs`"],
+        ),
+        (
+            "dynamic",
+            &ptq(rule().act_static_scale(false)),
+            Some(one(name, 1, absmax(&[1, 1]))),
+            &[name, "act_static_scale"],
+        ),
     ];
     let mut failures = vec![];
     for (case, template, stats, words) in rows {
@@ -249,7 +268,12 @@ fn merging_adds_sums_and_counts() {
     let mut failures = vec![];
     for (case, count, sums, words) in [
         ("shape", 1, Sums::AbsMax(floats(&[1, 2], 0)), ["[1, 1]", "[1, 2]"]),
-        ("kind", 1, Sums::MinMax { min: floats(&[1, 1], 0), max: floats(&[1, 1], 0) }, ["absmax", "min and max"]),
+        (
+            "kind",
+            1,
+            Sums::MinMax { min: floats(&[1, 1], 0), max: floats(&[1, 1], 0) },
+            ["absmax", "min and max"],
+        ),
         ("count", i32::MAX, Sums::AbsMax(floats(&[1, 1], 0)), ["2147483647", "batches"]),
     ] {
         let before = merged.clone();
@@ -308,16 +332,26 @@ fn loops_are_refused_by_name() {
         QtProvider::new(vec![rule()]).and_then(|p| quantize_model(&graph, &p)).map(drop),
     ] {
         let text = message(failed);
-        assert!(text.contains("site `layers") && text.contains("loop") && text.contains("act_static_scale"), "{text}");
+        assert!(
+            text.contains("site `layers") && text.contains("loop") && text.contains("act_static_scale"),
+            "{text}"
+        );
     }
 }
 
 #[test]
 fn axes_are_checked_against_the_activation() {
-    for (axes, words) in [(vec![2], ["axis 2", "f32[2,3]"]), (vec![0, -2], ["twice", "f32[2,3]"]), (vec![-3], ["axis -3", "2 axes"])] {
+    for (axes, words) in [
+        (vec![2], ["axis 2", "f32[2,3]"]),
+        (vec![0, -2], ["twice", "f32[2,3]"]),
+        (vec![-3], ["axis -3", "2 axes"]),
+    ] {
         let rule = rule().act_batch_axes(axes);
         let text = message(PtqProvider::new(vec![rule]).and_then(|p| quantize_model(&dense(), &p)));
-        assert!(words.iter().all(|word| text.contains(word)) && text.contains("`Dense_0` dot_general0"), "{text}");
+        assert!(
+            words.iter().all(|word| text.contains(word)) && text.contains("`Dense_0` dot_general0"),
+            "{text}"
+        );
     }
 }
 
@@ -335,7 +369,10 @@ fn static_graphs_have_a_text() {
         }
         let template = ptq.abstract_params().to_string();
         let part = if method == "absmax" { "scale int8 symmetric" } else { "zero_point int8" };
-        assert!(template.contains(&format!("{part} from the statistics Dense_0/dot_general0_lhs")), "{template}");
+        assert!(
+            template.contains(&format!("{part} from the statistics Dense_0/dot_general0_lhs")),
+            "{template}"
+        );
     }
 }
 
@@ -346,7 +383,10 @@ fn fields_of_training_are_not_silent() {
     let provider = QtProvider::new(QuantizationRule::from_json(text).unwrap()).unwrap();
     let model = quantize_model(&dense(), &provider).unwrap();
     let about: Vec<&str> = model.warnings.iter().map(|w| w.about.as_str()).collect();
-    assert!(about.contains(&"rules[0].bwd_qtype") && about.contains(&"rules[0].bwd_stochastic_rounding"), "{about:?}");
+    assert!(
+        about.contains(&"rules[0].bwd_qtype") && about.contains(&"rules[0].bwd_stochastic_rounding"),
+        "{about:?}"
+    );
     let refused = QuantizationRule::from_json(r#"[{"additional_qt_config": {"tile_size": 8}}]"#);
     assert!(message(refused).contains("rules[0].additional_qt_config"));
 }

@@ -11,8 +11,7 @@ use qwix_eval::{Backend, Params, ReferenceBackend, Value};
 use qwix_graph::passes::lower_quant;
 use qwix_graph::{Computation, Graph, Op, Path};
 use qwix_ptq::{
-    Calibrator, PtqProvider, QtProvider, QuantStats, QuantizationRule, quantize_model,
-    quantize_params,
+    Calibrator, PtqProvider, QtProvider, QuantStats, QuantizationRule, quantize_model, quantize_params,
 };
 
 struct Case {
@@ -59,14 +58,16 @@ fn largest(values: &[f64]) -> f64 {
 }
 
 /// What is wrong with a group of arrays, keys `<group>/…`: one is missing, too many, or further away than allowed.
-fn compare(case: &Case, group: &str, found: &BTreeMap<String, Array>, budget: impl Fn(&Array) -> f64) -> Vec<String> {
+fn compare(
+    case: &Case,
+    group: &str,
+    found: &BTreeMap<String, Array>,
+    budget: impl Fn(&Array) -> f64,
+) -> Vec<String> {
     let mut wrong = vec![];
     let prefix = format!("{group}/");
-    let wanted: BTreeMap<&str, &Array> = case
-        .expected
-        .iter()
-        .filter_map(|(key, array)| Some((key.strip_prefix(&prefix)?, array)))
-        .collect();
+    let wanted: BTreeMap<&str, &Array> =
+        case.expected.iter().filter_map(|(key, array)| Some((key.strip_prefix(&prefix)?, array))).collect();
     for key in found.keys().filter(|key| !wanted.contains_key(key.as_str())) {
         wrong.push(format!("{group}: `{key}` is not Qwix's"));
     }
@@ -133,7 +134,8 @@ fn check(case: &Case) -> Result<Vec<String>, String> {
     let backend = ReferenceBackend::default();
     let mut wrong = vec![];
 
-    let qt = QtProvider::new(case.rules.clone()).and_then(|p| quantize_model(&graph, &p)).map_err(|e| text(&e))?;
+    let qt =
+        QtProvider::new(case.rules.clone()).and_then(|p| quantize_model(&graph, &p)).map_err(|e| text(&e))?;
     let mut calibrator = Calibrator::new(&qt, &params, &backend, None).map_err(|e| text(&e))?;
     let mut outputs = vec![];
     for batch in &case.batches {
@@ -157,7 +159,9 @@ fn check(case: &Case) -> Result<Vec<String>, String> {
     let evaluated = quantize_params(&params, &qt.abstract_params(), Some(&theirs)).map_err(|e| text(&e))?;
     wrong.extend(compare(case, "qt", &keyed(run(&qt.graph, evaluated)?), budget));
 
-    let ptq = PtqProvider::new(case.rules.clone()).and_then(|p| quantize_model(&graph, &p)).map_err(|e| text(&e))?;
+    let ptq = PtqProvider::new(case.rules.clone())
+        .and_then(|p| quantize_model(&graph, &p))
+        .map_err(|e| text(&e))?;
     let quantized = quantize_params(&params, &ptq.abstract_params(), Some(&theirs));
     if !case.ptq {
         if quantized.is_ok() {
@@ -232,7 +236,11 @@ fn static_graphs_find_no_ranges() {
         let tiled = case.rules.iter().any(|r| r.tile_size.is_some());
         // Tiles are summed after the product.
         if lowered != count(&graph) && !tiled {
-            failures.push(format!("{}: {lowered:?} reductions and absolutes, {:?} before", case.name, count(&graph)));
+            failures.push(format!(
+                "{}: {lowered:?} reductions and absolutes, {:?} before",
+                case.name,
+                count(&graph)
+            ));
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));

@@ -4,8 +4,8 @@ use std::fs;
 use std::path::{Path as FilePath, PathBuf};
 
 use qwix::{
-    Checkpoint, Error, Model, Package, PackageWriter, Params, Path, PtqProvider, QuantStats, QuantizationRule,
-    TensorFile, quantize_model, quantize_params, read_rules,
+    Checkpoint, Error, Model, Package, PackageWriter, Params, Path, PtqProvider, QuantStats,
+    QuantizationRule, TensorFile, quantize_model, quantize_params, read_rules,
 };
 
 fn goldens() -> PathBuf {

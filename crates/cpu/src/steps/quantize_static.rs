@@ -29,7 +29,8 @@ impl QuantizeStatic {
     fn new(how: &HowToQuantize, dtype: DType, shape: &[usize], zero_point: bool) -> Option<Self> {
         let Codec::Int { min, max } = how.qtype.codec else { return None };
         let scale_shape = how.scale_shape(shape).ok()?;
-        if dtype != DType::F32 || how.qtype.storage != DType::S8 || scale_shape == shape || shape.contains(&0) {
+        if dtype != DType::F32 || how.qtype.storage != DType::S8 || scale_shape == shape || shape.contains(&0)
+        {
             return None;
         }
         // Tiles are scales of their own, side by side with what they share.
