@@ -20,6 +20,8 @@ pub struct Cli {
 pub enum Command {
     Inspect(Inspect),
     Explain(Explain),
+    Calibrate(Calibrate),
+    Merge(Merge),
     Quantize(Quantize),
     Run(Run),
     Compare(Compare),
@@ -67,6 +69,64 @@ pub struct Explain {
     pub json: bool,
 }
 
+/// Run batches of data through a model and keep the statistics that static ranges are made from
+///
+/// The rules say with act_static_scale which activations get a static range. The statistics go to `qwix quantize` with
+/// --quant-stats. The batches are read and run one by one; the file is written when all have run, whole or not at all.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  qwix calibrate model.hlo.pb --params params.safetensors --rules static.json --data images.safetensors -o stats.safetensors
+  qwix calibrate model.hlo.pb --params params.safetensors --rules static.json --data more.safetensors \\
+    --resume stats.safetensors -o stats.safetensors         # adds to what is there
+  qwix quantize model.hlo.pb --params params.safetensors --rules static.json --quant-stats stats.safetensors -o model.int8")]
+pub struct Calibrate {
+    /// The float model
+    #[arg(value_name = "MODEL.hlo.pb")]
+    pub model: PathBuf,
+    /// The float parameters: a safetensors file, or the index.json of several
+    #[arg(long, value_name = "P")]
+    pub params: PathBuf,
+    /// The rules, JSON or TOML
+    #[arg(long, value_name = "R")]
+    pub rules: PathBuf,
+    /// The batches: safetensors with keys <batch>/<input>, where <batch> is a number and <input> is 0, 1, … or the name
+    /// that `qwix inspect` prints; file by file as given, in each by number
+    #[arg(long, value_name = "C.safetensors", num_args = 1.., required = true)]
+    pub data: Vec<PathBuf>,
+    /// Statistics to go on from, as if their batches had been run first
+    #[arg(long, value_name = "STATS.safetensors")]
+    pub resume: Option<PathBuf>,
+    /// What computes: the native engine, or the reference evaluator (obvious and slow)
+    #[arg(long, value_parser = PossibleValuesParser::new(qwix::backend_names()), default_value = "cpu")]
+    pub backend: String,
+    /// Leave out parameters that the model does not have, instead of refusing them
+    #[arg(long)]
+    pub allow_extra_params: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Where to write the statistics: safetensors with keys <path>/count and <path>/sum_of_absmax, or sum_of_min and
+    /// sum_of_max
+    #[arg(short, long, value_name = "STATS.safetensors")]
+    pub output: PathBuf,
+}
+
+/// Add the statistics of several calibrations, as if one had run all their batches
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  qwix merge machine0.safetensors machine1.safetensors machine2.safetensors -o stats.safetensors")]
+pub struct Merge {
+    /// What `qwix calibrate` wrote, of one model with the same rules
+    #[arg(value_name = "STATS.safetensors", required = true)]
+    pub stats: Vec<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Where to write their sum
+    #[arg(short, long, value_name = "STATS.safetensors")]
+    pub output: PathBuf,
+}
+
 /// Quantize a model's parameters by rules, into a directory that runs
 ///
 /// The directory holds the model, the parameters, the rules and a manifest. It is written whole or not at all. The
@@ -86,6 +146,9 @@ pub struct Quantize {
     /// The rules, JSON or TOML
     #[arg(long, value_name = "R")]
     pub rules: PathBuf,
+    /// Statistics for static ranges (act_static_scale in the rules), from `qwix calibrate`
+    #[arg(long, value_name = "STATS.safetensors")]
+    pub quant_stats: Option<PathBuf>,
     /// Quantize only what Qwix itself quantizes
     #[arg(long)]
     pub qwix_compat: bool,
@@ -121,6 +184,9 @@ pub struct Run {
     /// Quantize the model by these rules, JSON or TOML, while its parameters are read
     #[arg(long, value_name = "R")]
     pub rules: Option<PathBuf>,
+    /// Statistics for static ranges (act_static_scale in the rules), from `qwix calibrate`
+    #[arg(long, value_name = "STATS.safetensors", requires = "rules")]
+    pub quant_stats: Option<PathBuf>,
     /// Quantize only what Qwix itself quantizes
     #[arg(long, requires = "rules")]
     pub qwix_compat: bool,

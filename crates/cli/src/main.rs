@@ -20,6 +20,8 @@ fn main() -> ExitCode {
     let done = match &cli.command {
         Command::Inspect(args) => commands::inspect::run(args),
         Command::Explain(args) => commands::explain::run(args),
+        Command::Calibrate(args) => commands::calibrate::run(args),
+        Command::Merge(args) => commands::calibrate::merge(args),
         Command::Quantize(args) => commands::quantize::run(args),
         Command::Run(args) => commands::run::run(args),
         Command::Compare(args) => commands::compare::run(args),

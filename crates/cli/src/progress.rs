@@ -2,6 +2,35 @@
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+/// A bar of batches: how many, how fast, how long it will take.
+pub struct Bar {
+    bar: ProgressBar,
+}
+
+impl Bar {
+    /// An empty bar for so many batches.
+    pub fn batches(count: usize) -> Self {
+        let bar = ProgressBar::new(count as u64);
+        if let Ok(style) =
+            ProgressStyle::with_template("  {bar:30} {pos}/{len} batches  {per_sec}  {eta} left")
+        {
+            bar.set_style(style);
+        }
+        Bar { bar }
+    }
+
+    /// So many are done.
+    pub fn at(&self, done: usize) {
+        self.bar.set_position(done as u64);
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
 /// A bar of bytes: how many, how fast, how long it will take.
 pub struct Bytes {
     bar: ProgressBar,

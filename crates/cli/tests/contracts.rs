@@ -286,7 +286,9 @@ fn a_package_is_replaced_only_on_request() {
 
 #[test]
 fn every_command_has_help_with_an_example() {
-    for command in ["inspect", "explain", "quantize", "run", "compare", "dump", "plugin"] {
+    for command in
+        ["inspect", "explain", "calibrate", "merge", "quantize", "run", "compare", "dump", "plugin"]
+    {
         let help = qwix([command, "--help"]).ok();
         assert!(help.contains(&format!("  qwix {command} ")), "{command}: no example in\n{help}");
     }
@@ -296,7 +298,7 @@ fn every_command_has_help_with_an_example() {
 #[test]
 fn a_wrong_command_line_is_status_2() {
     let model = digits("model.hlo.pb");
-    let rows: [&[&str]; 14] = [
+    let rows: [&[&str]; 17] = [
         &[],
         &["transmogrify"],
         &["inspect"],
@@ -310,6 +312,9 @@ fn a_wrong_command_line_is_status_2() {
         &["quantize", &model, "--params", "p", "--rules", "r"],
         &["quantize", &model, "--params", "p", "--rules", "r", "-o", "o", "--float-memory", "much"],
         &["run", &model, "--params", "p", "--inputs", "x", "-o", "y", "--qwix-compat"],
+        &["run", &model, "--params", "p", "--inputs", "x", "-o", "y", "--quant-stats", "s"],
+        &["calibrate", &model, "--params", "p", "--rules", "r", "-o", "o"],
+        &["merge", "-o", "o"],
         &["run", &model, "--params", "p", "--inputs", "x", "-o", "y", "--float-memory", "1GB"],
     ];
     for args in rows {

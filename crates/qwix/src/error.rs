@@ -70,6 +70,24 @@ pub enum Error {
         /// Which rule and field, and what is wrong.
         source: Box<qwix_ptq::PtqError>,
     },
+    /// A batch of calibration data that the model does not take.
+    #[error("`{}`, batch {batch}: {reason}", file.display())]
+    Batch {
+        /// The file.
+        file: PathBuf,
+        /// The batch's number in it.
+        batch: u64,
+        /// What is wrong, and what would be right.
+        reason: String,
+    },
+    /// Statistics that cannot be read.
+    #[error("`{}`: {source}", file.display())]
+    Stats {
+        /// The file.
+        file: PathBuf,
+        /// Which statistics, and what is wrong with them.
+        source: Box<qwix_ptq::PtqError>,
+    },
     /// A model or its parameters that cannot be quantized.
     #[error(transparent)]
     Ptq(#[from] qwix_ptq::PtqError),

@@ -25,12 +25,14 @@
 //! | say what is quantized, and see why | [`QuantizationRule`], [`explain`] |
 //! | quantize | [`quantize_model`], [`quantize_params`], [`quantize_param`] |
 //! | quantize while a checkpoint is read | [`quantize_checkpoint`], [`quantize_online`] |
+//! | calibrate static ranges | [`QtProvider`], [`calibrate()`], [`CalibrationData`], [`read_stats`], [`write_stats`] |
 //! | run | [`Model::compile`], [`CpuBackend`], [`XlaBackend`], [`ReferenceBackend`] |
 //! | keep a quantized model on disk | [`PackageWriter`], [`Package`] |
 
 #![forbid(unsafe_code)]
 
 mod backends;
+mod calibration;
 mod checkpoint;
 mod error;
 pub mod files;
@@ -42,6 +44,7 @@ mod streaming;
 mod tensors;
 
 pub use backends::{backend, backend_names, check_backend_name, xla_backend};
+pub use calibration::{CalibrationData, read_stats, write_stats};
 pub use checkpoint::Checkpoint;
 pub use error::{Error, Result};
 pub use model::Model;

@@ -80,6 +80,9 @@ fn render(report: &PtqReport, style: Style) -> String {
     if !quantized.is_empty() {
         text.push_str(&quantized.render(style));
         text.push_str(&style.dim("  {…}: an entry an axis; c a scale for every index, _ one scale, a number a scale for every so many"));
+        if quantized_statically(report) {
+            text.push_str(&style.dim("\n  static: the range comes from calibration (`qwix calibrate`)"));
+        }
         text.push('\n');
     }
     for (title, table) in [("Left in float", left), ("Cannot be quantized as the rule says", failed)] {
@@ -110,6 +113,13 @@ fn render(report: &PtqReport, style: Style) -> String {
     text
 }
 
+fn quantized_statically(report: &PtqReport) -> bool {
+    report.sites.iter().any(|v| match &v.outcome {
+        Outcome::Quantized { lhs, rhs, .. } => lhs.statistics.is_some() || rhs.statistics.is_some(),
+        Outcome::Left { .. } | Outcome::Failed { .. } => false,
+    })
+}
+
 /// One side: `weight int8 {_,c} Dense_0/kernel`, `activation f32`.
 fn side(side: &SideVerdict) -> String {
     let mut text = side.role.to_owned();
@@ -118,6 +128,9 @@ fn side(side: &SideVerdict) -> String {
         Some(qtype) => {
             let axes: Vec<&str> = side.axes.iter().map(|axis| short(axis)).collect();
             let _ = write!(text, " {qtype} {{{}}}", axes.join(","));
+            if side.statistics.is_some() {
+                text.push_str(" static");
+            }
         }
     }
     if let Some(path) = &side.path {

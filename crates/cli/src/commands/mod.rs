@@ -1,6 +1,7 @@
 //! One command a file.
 
 mod backend;
+pub mod calibrate;
 pub mod compare;
 pub mod dump;
 pub mod explain;

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow, bail};
 use qwix::{
-    Checkpoint, Loaded, Loading, Model, Progress, PtqModel, PtqProvider, Value, quantize_checkpoint,
-    quantize_model, read_rules,
+    Checkpoint, Loaded, Loading, Model, Progress, PtqModel, PtqProvider, QuantStats, Template, Value,
+    quantize_checkpoint, quantize_model, quantize_stats, read_rules, read_stats,
 };
 
 use crate::output::warning;
@@ -17,6 +17,7 @@ pub struct Online {
     pub model: Model,
     pub checkpoint: Checkpoint,
     pub ptq_model: PtqModel,
+    pub quant_stats: QuantStats,
     /// The rules as they were understood, as JSON.
     pub rules: String,
 }
@@ -26,6 +27,7 @@ pub struct Parts<'a> {
     pub model: &'a Path,
     pub params: &'a Path,
     pub rules: &'a Path,
+    pub quant_stats: Option<&'a Path>,
     pub qwix_compat: bool,
     pub allow_extra_params: bool,
 }
@@ -37,7 +39,7 @@ impl Online {
         let rules = read_rules(parts.rules)?;
         let rules_text = serde_json::to_string_pretty(&rules)? + "\n";
         let provider = PtqProvider::new(rules)
-            .map_err(|e| anyhow::anyhow!("`{}`: {e}", parts.rules.display()))?
+            .map_err(|e| anyhow!("`{}`: {e}", parts.rules.display()))?
             .qwix_compat(parts.qwix_compat);
         let checkpoint = Checkpoint::open(parts.params)?;
         model.resolve_roles(&checkpoint);
@@ -59,7 +61,8 @@ impl Online {
                 rule.module_path
             ));
         }
-        Ok(Online { model, checkpoint, ptq_model, rules: rules_text })
+        let quant_stats = quant_stats(parts, &ptq_model.abstract_params())?;
+        Ok(Online { model, checkpoint, ptq_model, quant_stats, rules: rules_text })
     }
 
     /// Quantizes the checkpoint, parameter by parameter, with a bar.
@@ -74,9 +77,26 @@ impl Online {
         let loading = Loading {
             float_bytes,
             allow_extra_params: true,
+            quant_stats: Some(&self.quant_stats),
             progress: Some(&progress),
             ..Loading::default()
         };
         Ok(quantize_checkpoint(&self.checkpoint, &self.ptq_model.abstract_params(), &loading, sink)?)
     }
+}
+
+/// The statistics for the model's static ranges. What is wrong with them is said before any parameter is read.
+fn quant_stats(parts: &Parts, template: &Template) -> Result<QuantStats> {
+    let Some(file) = parts.quant_stats else {
+        let Some(first) = template.statistics().next() else { return Ok(QuantStats::new()) };
+        bail!(
+            "statistics `{first}` are missing ({} in all): `{}` asks for static ranges with act_static_scale; make \
+             statistics with `qwix calibrate`, and give them with --quant-stats",
+            template.statistics().count(),
+            parts.rules.display()
+        )
+    };
+    let stats = read_stats(file)?;
+    quantize_stats(&stats, template).map_err(|e| anyhow!("`{}`: {e}", file.display()))?;
+    Ok(stats)
 }

@@ -13,6 +13,7 @@ pub fn run(args: &Quantize) -> Result<()> {
         model: &args.model,
         params: &args.params,
         rules: &args.rules,
+        quant_stats: args.quant_stats.as_deref(),
         qwix_compat: args.qwix_compat,
         allow_extra_params: args.allow_extra_params,
     })?;

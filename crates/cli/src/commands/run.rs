@@ -31,6 +31,7 @@ fn load(args: &Run, backend: &dyn Backend) -> Result<(Model, Box<dyn Executable>
                 model: &args.model,
                 params,
                 rules,
+                quant_stats: args.quant_stats.as_deref(),
                 qwix_compat: args.qwix_compat,
                 allow_extra_params: args.allow_extra_params,
             })?;
