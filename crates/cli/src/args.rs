@@ -75,10 +75,10 @@ pub struct Explain {
 /// --quant-stats. The batches are read and run one by one; the file is written when all have run, whole or not at all.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
-  qwix calibrate model.hlo.pb --params params.safetensors --rules static.json --data images.safetensors -o stats.safetensors
-  qwix calibrate model.hlo.pb --params params.safetensors --rules static.json --data more.safetensors \\
-    --resume stats.safetensors -o stats.safetensors         # adds to what is there
-  qwix quantize model.hlo.pb --params params.safetensors --rules static.json --quant-stats stats.safetensors -o model.int8")]
+  qwix calibrate model.hlo.pb --params p.safetensors --rules r.json --data c.safetensors -o s.safetensors
+  qwix calibrate model.hlo.pb --params p.safetensors --rules r.json --data d.safetensors \\
+      --resume s.safetensors -o s.safetensors     # adds to what is there
+  qwix quantize model.hlo.pb --params p.safetensors --rules r.json --quant-stats s.safetensors -o model.int8")]
 pub struct Calibrate {
     /// The float model
     #[arg(value_name = "MODEL.hlo.pb")]
@@ -111,7 +111,10 @@ pub struct Calibrate {
     pub output: PathBuf,
 }
 
-/// Add the statistics of several calibrations, as if one had run all their batches
+/// Add the statistics of several calibrations, of different parts of the data
+///
+/// Counts and sums add. While it is calibrated a model runs with the ranges seen so far, so behind the first static range
+/// the sum is close to what one run over all data has, not equal; --resume is.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   qwix merge machine0.safetensors machine1.safetensors machine2.safetensors -o stats.safetensors")]
@@ -168,7 +171,7 @@ pub struct Quantize {
 
 /// Run a quantized package, or a float model with its parameters
 ///
-/// With --rules the float model is quantized while its parameters are read, and runs quantized; nothing is kept.
+/// With --rules the float model is quantized while its parameters are read, and runs quantized; nothing is kept on disk.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   qwix run model.int8 --inputs inputs.safetensors -o outputs.safetensors

@@ -1,6 +1,8 @@
 //! Bars for a person who waits: on standard error, and only when that is a terminal.
 
-use indicatif::{ProgressBar, ProgressStyle};
+use std::fmt::Write;
+
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
 /// A bar of batches: how many, how fast, how long it will take.
 pub struct Bar {
@@ -11,10 +13,13 @@ impl Bar {
     /// An empty bar for so many batches.
     pub fn batches(count: usize) -> Self {
         let bar = ProgressBar::new(count as u64);
-        if let Ok(style) =
-            ProgressStyle::with_template("  {bar:30} {pos}/{len} batches  {per_sec}  {eta} left")
+        if let Ok(style) = ProgressStyle::with_template("  {bar:30} {pos}/{len} batches  {rate}  {eta} left")
         {
-            bar.set_style(style);
+            // Nobody can be told when the bar cannot be written.
+            let rate = |state: &ProgressState, out: &mut dyn Write| {
+                let _ = write!(out, "{:.1}/s", state.per_sec());
+            };
+            bar.set_style(style.with_key("rate", rate));
         }
         Bar { bar }
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use qwix_array::Array;
 use qwix_eval::{Backend, EvalError, Executable, Params, Value};
-use qwix_graph::{Graph, Metadata, Node, NodeId, Op, Parameter, Path, Type};
+use qwix_graph::{Graph, Metadata, Node, NodeId, Op, Parameter, Path, Type, nearest};
 
 use crate::files::{MAX_MODEL, read_file};
 use crate::{Checkpoint, Error, Result, TensorFile, narrowed};
@@ -60,7 +60,14 @@ impl Model {
         for (_, parameter) in self.graph.variables() {
             let path = &parameter.path;
             let found = checkpoint.type_of(path).ok_or_else(|| {
-                let reason = format!("is missing: expected {}{}", parameter.ty, elsewhere(path, &extra));
+                let held = checkpoint.paths();
+                let wanted: BTreeSet<Path> = self.graph.variables().map(|(_, p)| p.path.clone()).collect();
+                let more = match wanted.difference(&held).count().saturating_sub(1) {
+                    0 => String::new(),
+                    more => format!(" (and {more} more are missing)"),
+                };
+                let instead = elsewhere(path, held.difference(&wanted));
+                let reason = format!("is missing: expected {}{instead}{more}", parameter.ty);
                 Error::checkpoint(checkpoint.name(), Some(path.as_str()), reason)
             })?;
             if Type::Array(found.clone()) != parameter.ty {
@@ -196,11 +203,13 @@ impl From<Graph> for Model {
     }
 }
 
-/// Where a checkpoint may have put a path that it does not hold: under another one.
-fn elsewhere(path: &Path, held: &BTreeSet<Path>) -> String {
+/// What a checkpoint may have in place of a path that it does not hold: the same below another one, or one like it.
+fn elsewhere<'a>(path: &Path, extra: impl Iterator<Item = &'a Path> + Clone) -> String {
     let tail = format!("/{path}");
-    match held.iter().find(|p| p.as_str().ends_with(&tail)) {
-        Some(p) => format!("; the file has `{p}`, rename that to `{path}`"),
+    let mut texts = extra.map(Path::as_str);
+    let found = texts.clone().find(|p| p.ends_with(&tail)).or_else(|| nearest(path.as_str(), &mut texts));
+    match found {
+        Some(found) => format!("; the file has `{found}`, rename that to `{path}`"),
         None => String::new(),
     }
 }

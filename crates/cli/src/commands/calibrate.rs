@@ -1,6 +1,6 @@
 //! `qwix calibrate`: statistics of activations, for static ranges; `qwix merge` adds those of several runs.
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use qwix::{
     CalibrationData, Calibrator, Checkpoint, Model, PtqError, QtProvider, QuantStats, Sums, quantize_model,
     read_rules, read_stats, write_stats,
@@ -15,7 +15,7 @@ use crate::table::counted;
 pub fn run(args: &Calibrate) -> Result<()> {
     let mut model = Model::load(&args.model)?;
     let rules = read_rules(&args.rules)?;
-    let in_rules = |e: PtqError| anyhow::anyhow!("`{}`: {e}", args.rules.display());
+    let in_rules = |e: PtqError| anyhow!("`{}`: {e}", args.rules.display());
     let provider = QtProvider::new(rules).map_err(in_rules)?;
     let checkpoint = Checkpoint::open(&args.params)?;
     model.resolve_roles(&checkpoint);
@@ -36,19 +36,19 @@ pub fn run(args: &Calibrate) -> Result<()> {
     }
     let backend = qwix::backend(&args.backend)?;
     let params = model.read_params(&checkpoint, args.allow_extra_params)?;
-    let mut calibrator =
-        Calibrator::new(&qt_model, &params, backend.as_ref(), so_far.as_ref()).map_err(|e| {
-            match (&e, &args.resume) {
-                (
-                    PtqError::Stats { .. } | PtqError::MissingStats { .. } | PtqError::UnknownStats { .. },
-                    Some(file),
-                ) => {
-                    anyhow::anyhow!("`{}`: {e}", file.display())
-                }
-                (PtqError::Calibration { .. }, _) => anyhow::anyhow!("`{}`: {e}", args.rules.display()),
-                _ => e.into(),
-            }
-        })?;
+    let started = Calibrator::new(&qt_model, &params, backend.as_ref(), so_far.as_ref());
+    let mut calibrator = started.map_err(|e| {
+        let of_resumed = match &e {
+            PtqError::Stats { .. } | PtqError::MissingStats { .. } | PtqError::UnknownStats { .. } => true,
+            PtqError::Param { path, .. } => so_far.as_ref().is_some_and(|stats| stats.get(path).is_some()),
+            _ => false,
+        };
+        match (&e, &args.resume) {
+            (_, Some(file)) if of_resumed => anyhow!("`{}`: {e}", file.display()),
+            (PtqError::Calibration { .. }, _) => anyhow!("`{}`: {e}", args.rules.display()),
+            _ => e.into(),
+        }
+    })?;
     drop(params);
 
     let bar = Bar::batches(data.len());
@@ -74,9 +74,9 @@ pub fn merge(args: &Merge) -> Result<()> {
     for file in &args.stats {
         let other = read_stats(file)?;
         if !stats.is_empty() {
-            same_activations(&stats, &other).map_err(|e| anyhow::anyhow!("`{}`: {e}", file.display()))?;
+            same_activations(&stats, &other).map_err(|e| anyhow!("`{}`: {e}", file.display()))?;
         }
-        stats.merge(&other).map_err(|e| anyhow::anyhow!("`{}`: {e}", file.display()))?;
+        stats.merge(&other).map_err(|e| anyhow!("`{}`: {e}", file.display()))?;
     }
     write_stats(&args.output, &stats)?;
     say(&args.output.display().to_string(), &stats, args.json)
