@@ -96,9 +96,8 @@ pub struct Calibrate {
     /// Statistics to go on from, as if their batches had been run first
     #[arg(long, value_name = "STATS.safetensors")]
     pub resume: Option<PathBuf>,
-    /// What computes: the native engine, or the reference evaluator (obvious and slow)
-    #[arg(long, value_parser = PossibleValuesParser::new(qwix::backend_names()), default_value = "cpu")]
-    pub backend: String,
+    #[command(flatten)]
+    pub backend: Backend,
     /// Leave out parameters that the model does not have, instead of refusing them
     #[arg(long)]
     pub allow_extra_params: bool,

@@ -7,6 +7,7 @@ use qwix::{
 };
 use serde::Serialize;
 
+use super::backend::backend;
 use crate::args::{Calibrate, Merge};
 use crate::output::{print, print_json, warning};
 use crate::progress::Bar;
@@ -34,7 +35,7 @@ pub fn run(args: &Calibrate) -> Result<()> {
     for said in &qt_model.warnings {
         warning(&said.to_string());
     }
-    let backend = qwix::backend(&args.backend)?;
+    let backend = backend(&args.backend)?;
     let params = model.read_params(&checkpoint, args.allow_extra_params)?;
     let started = Calibrator::new(&qt_model, &params, backend.as_ref(), so_far.as_ref());
     let mut calibrator = started.map_err(|e| {
