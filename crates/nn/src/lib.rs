@@ -35,7 +35,7 @@
 //! | --- | --- |
 //! | write a model | [`Module`], [`Scope`] |
 //! | compute | [`Tensor`]: its methods and operators, [`concatenate`], [`dot_general`], activations such as [`gelu`] |
-//! | use layers | [`Dense`], [`DenseGeneral`], [`Einsum`], [`Conv`], [`Embed`], [`LayerNorm`], [`RMSNorm`], [`BatchNorm`], [`MultiHeadDotProductAttention`], [`Sequential`], [`Dropout`], [`max_pool`], [`avg_pool`] |
+//! | use layers | [`Dense`], [`DenseGeneral`], [`Einsum`], [`Conv`], [`ConvTranspose`], [`Embed`], [`LayerNorm`], [`RMSNorm`], [`BatchNorm`], [`MultiHeadDotProductAttention`], [`Sequential`], [`Dropout`], [`max_pool`], [`avg_pool`] |
 //! | make a graph, parameters or outputs | [`trace`], [`init`], [`abstract_init`], [`apply`] |
 //! | start parameters in another way | [`initializers`], [`random`] |
 //!

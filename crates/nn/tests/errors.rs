@@ -80,7 +80,7 @@ const ROWS: &[(Function, &str)] = &[
     (|_, x| x.take(&x, 0).ok(), "indices should be integers, found f32[2,3,4]"),
     (|_, x| Ok(x.top_k(5)?.0), "the 5 largest along the last axis"),
     (|_, x| x.astype(DType::F8E4M3FN).maximum(&x).ok(), "have no common dtype; convert one with `astype`"),
-    (|_, x| (&x & &x).ok(), "and: takes integers or pred, found f32"),
+    (|_, x| (!(&x & x.square())).ok(), "and: takes integers or pred, found f32"),
     (|_, x| x.dims::<2>().map(|_| x), "2 axes are wanted, found f32[2,3,4]"),
     (|_, x| x.dynamic_slice([0.into()], &[1, 1, 1]).ok(), "1 start indices for f32[2,3,4]"),
     // Layers.

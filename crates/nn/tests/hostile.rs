@@ -34,6 +34,10 @@ const ROWS: &[(&str, Function)] = &[
     ("Conv cut away", |s, x| s.call(Conv::new(2, [3]).padding([(i64::MIN, 0)]), x)),
     ("Conv window", |s, x| s.call(Conv::new(2, [usize::MAX]), x)),
     ("Conv groups", |s, x| s.call(Conv::new(2, [1]).feature_group_count(usize::MAX), x)),
+    ("ConvTranspose", |s, x| s.call(ConvTranspose::new(2, [2]).strides([3]), x)),
+    ("ConvTranspose odd", |s, x| {
+        s.call(ConvTranspose::new(2, [2, usize::MAX]).padding(ConvPadding::Valid), x)
+    }),
     ("Embed", |s, x| s.call(Embed::new(3, 2), x.astype(DType::S32))),
     ("Embed of nothing", |s, x| s.call(Embed::new(0, 2), x.astype(DType::S32))),
     ("Embed u8", |s, x| s.call(Embed::new(300, 2), x.astype(DType::U8))),

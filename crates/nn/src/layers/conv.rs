@@ -130,7 +130,7 @@ options!(Conv {
 });
 
 /// One entry a spatial axis.
-fn for_each_axis(scope: &Scope, what: &str, values: &[usize], axes: usize) -> Result<Vec<usize>> {
+pub(super) fn for_each_axis(scope: &Scope, what: &str, values: &[usize], axes: usize) -> Result<Vec<usize>> {
     let all = match values {
         [one] => vec![*one; axes],
         several => several.to_vec(),
@@ -160,8 +160,7 @@ impl Module for Conv {
         for_each_axis(scope, "kernel_size", &self.kernel_size, n)?;
 
         let (batch, rest) = shape.split_at(shape.len() - n - 1);
-        let flat = [&[batch.iter().product::<usize>()], rest].concat();
-        let x = x.reshape(&flat);
+        let x = x.reshape(&[&[batch.iter().product::<usize>()], rest].concat());
         let inputs = x.dim(-1)?;
         if self.feature_group_count == 0 || inputs % self.feature_group_count != 0 {
             let reason =
@@ -183,8 +182,6 @@ impl Module for Conv {
             true => Some(scope.param("bias", &[self.features], self.param_dtype, &self.bias_init)?),
             false => None,
         };
-        let all: Vec<&Tensor> = [&x, &kernel].into_iter().chain(&bias).collect();
-        let dtype = computed_in(self.dtype, &all)?;
         let window = (0..n)
             .map(|i| WindowDim {
                 stride: strides[i],
@@ -195,30 +192,47 @@ impl Module for Conv {
                 ..WindowDim::new(self.kernel_size[i])
             })
             .collect();
-        let spatial: Vec<usize> = (1..=n).collect();
-        let dims = ConvDims {
-            input_batch: 0,
-            input_feature: n + 1,
-            input_spatial: spatial.clone(),
-            kernel_input_feature: n,
-            kernel_output_feature: n + 1,
-            kernel_spatial: (0..n).collect(),
-            output_batch: 0,
-            output_feature: n + 1,
-            output_spatial: spatial,
-            window,
-            feature_group_count: self.feature_group_count,
-            batch_group_count: 1,
-        };
-        let mut y = x.astype(dtype).convolution(&kernel.astype(dtype), &dims);
-        if let Some(bias) = bias {
-            let mut wide = vec![1; n + 1];
-            wide.push(self.features);
-            y = y + bias.astype(dtype).reshape(&wide);
-        }
-        let out = [batch, &y.shape()?[1..]].concat();
-        y.reshape(&out).ok()
+        convolve(&x, &kernel, bias.as_ref(), window, self.feature_group_count, self.dtype, batch)
     }
+}
+
+/// The convolution of x [batch, spatial…, inputs] with a kernel [window…, inputs / groups, features], and the bias; then
+/// the batch axes as they were.
+pub(super) fn convolve(
+    x: &Tensor,
+    kernel: &Tensor,
+    bias: Option<&Tensor>,
+    window: Vec<WindowDim>,
+    feature_group_count: usize,
+    dtype: Option<DType>,
+    batch: &[usize],
+) -> Result<Tensor> {
+    let n = window.len();
+    let all: Vec<&Tensor> = [x, kernel].into_iter().chain(bias).collect();
+    let dtype = computed_in(dtype, &all)?;
+    let spatial: Vec<usize> = (1..=n).collect();
+    let dims = ConvDims {
+        input_batch: 0,
+        input_feature: n + 1,
+        input_spatial: spatial.clone(),
+        kernel_input_feature: n,
+        kernel_output_feature: n + 1,
+        kernel_spatial: (0..n).collect(),
+        output_batch: 0,
+        output_feature: n + 1,
+        output_spatial: spatial,
+        window,
+        feature_group_count,
+        batch_group_count: 1,
+    };
+    let mut y = x.astype(dtype).convolution(&kernel.astype(dtype), &dims);
+    if let Some(bias) = bias {
+        let mut wide = vec![1; n + 1];
+        wide.push(bias.dim(0)?);
+        y = y + bias.astype(dtype).reshape(&wide);
+    }
+    let out = [batch, &y.shape()?[1..]].concat();
+    y.reshape(&out).ok()
 }
 
 impl Conv {

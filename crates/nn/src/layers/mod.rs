@@ -4,6 +4,7 @@ mod activation;
 mod attention;
 mod combine;
 mod conv;
+mod conv_transpose;
 mod embed;
 mod linear;
 mod norm;
@@ -19,6 +20,7 @@ pub use attention::{
 };
 pub use combine::{Dropout, Sequential};
 pub use conv::{Conv, ConvPadding};
+pub use conv_transpose::ConvTranspose;
 pub use embed::Embed;
 pub use linear::{Dense, DenseGeneral, Einsum};
 pub use norm::{BatchNorm, LayerNorm, RMSNorm};

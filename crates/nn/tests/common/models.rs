@@ -30,6 +30,7 @@ rows! {
     linen_mlp_f16 => Mlp { dtype: Some(DType::F16), param_dtype: DType::F16, ..Mlp::new(&[32, 32, 8]) },
     linen_mlp_3d => Mlp { act: gelu, ..Mlp::new(&[32, 16]) },
     linen_cnn => Cnn,
+    linen_conv1d => Conv1d,
     encoder_einsum => EinsumEncoder { layers: 2 },
     encoder_mha => MhaEncoder { layers: 2, dtype: None },
     encoder_mha_bf16 => MhaEncoder { layers: 1, dtype: Some(DType::BF16) },
@@ -86,6 +87,16 @@ impl Module for Cnn {
         let x = silu(&x);
         let x = avg_pool(&x, &Pool::new([2, 2]).padding(PoolPadding::Same))?;
         scope.call(Dense::new(10), x.flatten(1, -1))
+    }
+}
+
+struct Conv1d;
+
+impl Module for Conv1d {
+    fn call(&self, scope: &Scope, x: Tensor) -> Result<Tensor> {
+        let x = gelu_exact(&scope.call(Conv::new(12, [5]).padding(ConvPadding::Causal), x)?);
+        let x = tanh(&scope.call(ConvTranspose::new(8, [4]).strides([2]), x)?);
+        scope.call(Conv::new(4, [3]).padding(ConvPadding::Circular), x)
     }
 }
 

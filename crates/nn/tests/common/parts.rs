@@ -80,6 +80,15 @@ impl Module<[Tensor; 3], Vec<Tensor>> for Layers {
             scope.call(conv(&[3]).padding(ConvPadding::Causal).kernel_dilation([2]), x)?,
             scope.call(conv(&[3]), x.index(0, 0))?,
             scope.call(conv(&[2]).feature_group_count(2).dtype(BF16), x.expand_dims(0))?,
+            scope.call(
+                ConvTranspose::new(3, [3, 2]).strides([2, 3]).padding(ConvPadding::Valid).use_bias(false),
+                image,
+            )?,
+            scope.call(
+                ConvTranspose::new(3, [2, 3]).strides([3, 1]).kernel_dilation([1, 2]).transpose_kernel(true),
+                image,
+            )?,
+            scope.call(ConvTranspose::new(3, [4]).padding([(1, 2)]), x)?,
             max_pool(image, &Pool::new([3, 2]).strides([2, 2]).padding(PoolPadding::Same))?,
             min_pool(image, &Pool::new([2, 2]).padding(PoolPadding::Explicit(vec![(1, 0), (0, 1)])))?,
             avg_pool(
