@@ -39,6 +39,45 @@
 //! | make a graph, parameters or outputs | [`trace`], [`init`], [`abstract_init`], [`apply`] |
 //! | start parameters in another way | [`initializers`], [`random`] |
 //!
+//! # From Flax to Rust
+//!
+//! | in Flax | here |
+//! | --- | --- |
+//! | `nn.Dense(8)(x)` | `scope.call(Dense::new(8), x)?` |
+//! | `nn.Dense(8, name='up')(x)` | `scope.call_as("up", Dense::new(8), x)?` |
+//! | `embed = nn.Embed(9, 4); embed(i); embed.attend(x)` | `let embed = scope.child(Embed::new(9, 4))?; embed.call(i)?; embed.attend(&x)?` |
+//! | `self.param('w', init, (3, 4))` | `scope.param("w", &[3, 4], DType::F32, &init)?` |
+//! | `jnp.einsum('ij,jk->ik', a, b)` | `a.einsum("ij,jk->ik", &b)` |
+//! | `jnp.where(mask, a, -1e9)` | `mask.select(a, -1e9)` |
+//! | `x[:, 2:5]`, `x[:, -1]` | `x.slice(1, 2..5)`, `x.index(1, -1)` |
+//! | `x.mean(-1, keepdims=True)` | `x.mean_keepdims(&[-1])` |
+//! | `model.init(key, x)`, `jax.eval_shape(model.init, key, x)` | [`init`], [`abstract_init`] |
+//! | `jax.jit(model.apply).lower(variables, x)` | [`trace`] |
+//! | `variables['cache']` and `mutable=['cache']` | an input and an output, such as [`KvCache`] |
+//!
+//! # When something is wrong
+//!
+//! Ops on tensors never panic and need no `?`: a wrong one gives a tensor that carries the error to whatever asks next,
+//! with the module and the op in which it arose.
+//!
+//! ```
+//! use qwix_nn::*;
+//!
+//! struct Wrong;
+//!
+//! impl Module for Wrong {
+//!     fn call(&self, scope: &Scope, x: Tensor) -> Result<Tensor> {
+//!         let y = &x + x.slice(1, 0..2);                  // [3, 8] and [3, 2]
+//!         scope.call(Dense::new(4), tanh(&y) * 0.5)
+//!     }
+//! }
+//!
+//! let error = trace(&Wrong, &[ArrayType::new(DType::F32, [3, 8])]).unwrap_err();
+//! assert_eq!(error.to_string(), "in `Wrong`: add: f32[3,8] and f32[3,2] do not broadcast to one shape");
+//! ```
+//!
+//! # What is computed
+//!
 //! Each layer emits the ops that Flax and JAX lower it to, in their order, for inference: dropout does nothing, batch
 //! norm uses its running averages.
 

@@ -8,7 +8,7 @@ use qwix_array::{Array, DType};
 use qwix_graph::{ArrayType, Op, Type};
 
 use crate::tensor::{Scalar, Tensor};
-use crate::tracer::{PARAMS, Tracer};
+use crate::tracer::{CACHE, PARAMS, Tracer};
 use crate::{Initializer, Module, NnError, Result};
 
 /// What a module sees of the model: it makes parameters here, and submodules, which get scopes of their own.
@@ -29,12 +29,16 @@ pub struct Scope {
 /// The names that a call has given away.
 #[derive(Debug, Default)]
 struct Frame {
-    taken: HashMap<String, &'static str>,
+    taken: HashMap<String, Holder>,
     counts: HashMap<String, usize>,
 }
 
-const SUBMODULE: &str = "a submodule";
-const VARIABLE: &str = "a parameter";
+/// What holds a name. Variables of several collections may share one.
+#[derive(Debug, PartialEq)]
+enum Holder {
+    Submodule,
+    Variables(Vec<String>),
+}
 
 impl Scope {
     pub(crate) fn root(tracer: &Rc<Tracer>) -> Self {
@@ -95,7 +99,7 @@ impl Scope {
     /// # Errors
     /// When something else has that name.
     pub fn child_as<M: Module<I, O>, I, O>(&self, name: &str, module: M) -> Result<Child<M>> {
-        self.reserve(name, SUBMODULE)?;
+        self.reserve(name, None)?;
         Ok(self.known_child(name, module))
     }
 
@@ -137,10 +141,11 @@ impl Scope {
     }
 
     /// A variable of this module in another of Flax's collections, such as `batch_stats`. Its initializer gets no key of
-    /// its own.
+    /// its own. Its path is without the collection, unless that is none of Flax's or the path is a parameter's too.
     ///
     /// # Errors
-    /// When the name is taken, or another call made it with another type.
+    /// When the name is taken, or another call made it with another type; for the collection `cache`, whose state is to
+    /// be an input and an output.
     pub fn variable(
         &self,
         collection: &str,
@@ -149,25 +154,43 @@ impl Scope {
         dtype: DType,
         init: &Initializer,
     ) -> Result<Tensor> {
-        self.reserve(name, VARIABLE)?;
+        if collection == CACHE {
+            return Err(self.error(
+                "state that changes with every call is no variable; make it an input and an output, as `KvCache` is",
+            ));
+        }
+        self.reserve(name, Some(collection))?;
         self.tracer.variable(collection, &self.path, name, &ArrayType::new(dtype, shape), init)
     }
 
-    fn reserve(&self, name: &str, what: &'static str) -> Result<()> {
-        if name.is_empty() || name.contains('/') {
+    /// Gives a name away: to a submodule, or to a variable of a collection.
+    fn reserve(&self, name: &str, collection: Option<&str>) -> Result<()> {
+        if [name, collection.unwrap_or(name)].iter().any(|text| text.is_empty() || text.contains('/')) {
             return Err(self.error(format!("`{name}` is no name: it should be one segment of a path")));
         }
         let mut frame = self.frame.borrow_mut();
-        if let Some(holder) = frame.taken.get(name) {
-            return Err(NnError::NameTaken {
-                module: self.tracer.place(),
-                name: name.to_owned(),
-                what: what.trim_start_matches("a "),
-                holder,
-            });
-        }
-        frame.taken.insert(name.to_owned(), what);
-        Ok(())
+        let holder = match (frame.taken.get_mut(name), collection) {
+            (None, _) => {
+                let holder = match collection {
+                    Some(collection) => Holder::Variables(vec![collection.to_owned()]),
+                    None => Holder::Submodule,
+                };
+                frame.taken.insert(name.to_owned(), holder);
+                return Ok(());
+            }
+            (Some(Holder::Variables(held)), Some(new)) if !held.iter().any(|c| c == new) => {
+                held.push(new.to_owned());
+                return Ok(());
+            }
+            (Some(Holder::Variables(_)), _) => "a parameter",
+            (Some(Holder::Submodule), _) => "a submodule",
+        };
+        Err(NnError::NameTaken {
+            module: self.tracer.place(),
+            name: name.to_owned(),
+            what: if collection.is_some() { "parameter" } else { "submodule" },
+            holder,
+        })
     }
 
     /// Runs `f` with its ops under one more segment of op names, as `jax.named_scope` does.

@@ -1,7 +1,7 @@
 //! The graph in the making, and where in the model the call stands.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -22,6 +22,9 @@ const ARGUMENT: &str = "variables";
 
 /// The collection of trained parameters.
 pub const PARAMS: &str = "params";
+
+/// The collection of what changes with every call.
+pub const CACHE: &str = "cache";
 
 /// A variable as the trace met it first.
 #[derive(Clone, Debug)]
@@ -217,21 +220,26 @@ impl Tracer {
     }
 }
 
+impl Variable {
+    /// As JAX writes its place in the variables' tree.
+    fn key_path(&self) -> KeyPath {
+        KeyPath { argument: ARGUMENT.to_owned(), keys: self.keys.clone() }
+    }
+}
+
 /// Variables with the paths that an imported model gives them: without the collection, unless two would be the same.
 fn with_paths(variables: Vec<Variable>) -> Vec<(Path, Variable)> {
-    let of = |v: &Variable| Path::new(&v.keys[1..].join("/"));
-    let trained: Vec<Path> = variables.iter().filter(|v| v.keys[0] == PARAMS).map(of).collect();
-    let mut taken: Vec<Path> = trained;
+    let is_trained = |v: &Variable| v.keys.first().is_some_and(|collection| collection == PARAMS);
+    let mut taken: HashSet<Path> =
+        variables.iter().filter(|v| is_trained(v)).map(|v| v.key_path().path()).collect();
     variables
         .into_iter()
         .map(|variable| {
-            let path = of(&variable);
-            if variable.keys[0] == PARAMS {
+            let path = variable.key_path().path();
+            if is_trained(&variable) || taken.insert(path.clone()) {
                 return (path, variable);
             }
-            let path = if taken.contains(&path) { Path::new(&variable.keys.join("/")) } else { path };
-            taken.push(path.clone());
-            (path, variable)
+            (Path::new(&variable.keys.join("/")), variable)
         })
         .collect()
 }
@@ -243,7 +251,7 @@ fn arranged(graph: &Graph, variables: &[(Path, Variable)]) -> Result<Graph> {
     let mut order: Vec<(NodeId, Parameter, Option<String>)> = Vec::with_capacity(nodes.len());
     for (path, variable) in variables {
         let Ok(id) = variable.tensor.id() else { continue };
-        let key_path = KeyPath { argument: ARGUMENT.to_owned(), keys: variable.keys.clone() };
+        let key_path = variable.key_path();
         let op_name = key_path.to_string();
         let parameter = Parameter {
             path: path.clone(),

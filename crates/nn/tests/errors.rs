@@ -47,6 +47,10 @@ const ROWS: &[(Function, &str)] = &[
         },
         "in `Model`: submodule `a` is already taken by a parameter",
     ),
+    (
+        |s, _| s.variable("cache", "k", &[4], DType::F32, &initializers::zeros()),
+        "make it an input and an output",
+    ),
     (|s, x| s.call_as("a/b", dense(4), x), "`a/b` is no name"),
     (|s, x| s.call_as("", dense(4), x), "`` is no name"),
     (

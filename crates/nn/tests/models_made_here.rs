@@ -68,6 +68,29 @@ fn names_and_sharing() {
     assert_eq!(found, wanted);
 }
 
+/// One name in several collections, and a collection that Flax does not know.
+#[test]
+fn collections() {
+    struct Statistics;
+    impl Module for Statistics {
+        fn call(&self, scope: &Scope, x: Tensor) -> Result<Tensor> {
+            let a = scope.param("a", &[4], DType::F32, &initializers::ones())?;
+            let b = scope.variable("batch_stats", "a", &[4], DType::F32, &initializers::zeros())?;
+            let c = scope.variable("batch_stats", "b", &[4], DType::F32, &initializers::zeros())?;
+            let d = scope.variable("mine", "c", &[4], DType::F32, &initializers::zeros())?;
+            (x * a + b + c + d).ok()
+        }
+    }
+    let shapes = abstract_init(&Statistics, &x()).unwrap();
+    let found: Vec<&str> = shapes.keys().map(|path| path.as_str()).collect();
+    assert_eq!(found, ["a", "b", "batch_stats/a", "mine/c"]);
+    let graph = trace(&Statistics, &x()).unwrap();
+    let again = Graph::from_hlo_proto(&graph.to_hlo_proto().unwrap()).unwrap();
+    let paths =
+        |graph: &Graph| -> Vec<String> { graph.variables().map(|(_, p)| p.path.to_string()).collect() };
+    assert_eq!(paths(&again), paths(&graph));
+}
+
 #[test]
 fn op_names_are_written_as_jax_writes_them() {
     struct Attending;

@@ -66,6 +66,32 @@ impl Inputs for AttentionInputs {
 ///
 /// It is plain state of the model: an input and an output, so that a server keeps it, one for each conversation, and
 /// a backend may write it in place. Start with zeros.
+///
+/// ```
+/// use qwix_nn::*;
+///
+/// /// One layer of attention, for a prompt or for a token at a time.
+/// struct Decoder;
+///
+/// impl Module<(Tensor, KvCache, Tensor), (Tensor, KvCache)> for Decoder {
+///     fn call(&self, scope: &Scope, inputs: (Tensor, KvCache, Tensor)) -> Result<(Tensor, KvCache)> {
+///         let (x, cache, position) = inputs;
+///         let attention = scope.child(MultiHeadDotProductAttention::new(2))?;
+///         attention.decode(&x, &cache, &position, None)
+///     }
+/// }
+///
+/// let cache = ArrayType::new(DType::F32, [1, 64, 2, 4]); // 64 positions, two heads of four features
+/// let types = |length| {
+///     let x = ArrayType::new(DType::F32, [1, length, 8]);
+///     [x, cache.clone(), cache.clone(), ArrayType::new(DType::S32, [])]
+/// };
+/// let prompt = trace(&Decoder, &types(10))?;
+/// let step = trace(&Decoder, &types(1))?;
+/// assert_eq!(prompt.inputs().count(), 4);
+/// # assert_eq!(step.variables().count(), prompt.variables().count());
+/// # Ok::<(), NnError>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct KvCache {
     /// The keys.
