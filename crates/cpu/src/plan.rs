@@ -3,6 +3,7 @@
 //! Nodes are planned from the last to the first, and only those that a step asks for: a step may take in the nodes that feed it (a
 //! fused chain, a transpose that a product reads through), and they are then never computed by themselves.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -295,9 +296,36 @@ impl Planning<'_> {
         bytes(ty) <= given && steps::is_cheap_to_fold(&node.op)
     }
 
+    /// For each node the first one that computes the same: quantizations of one activation into ranges that turn out to
+    /// be equal (the projections of attention have each their own parameter for it).
+    fn same(&self) -> Vec<NodeId> {
+        let mut same: Vec<NodeId> = self.computation.iter().map(|(id, _)| id).collect();
+        let mut first: HashMap<NodeId, Vec<NodeId>> = HashMap::new();
+        for (id, node) in self.computation.iter().filter(|(id, _)| self.live[id.index()]) {
+            let (Op::Quantize(how), [x, range @ ..]) = (&node.op, node.operands.as_slice()) else { continue };
+            let alike = |other: &NodeId| {
+                let other = self.node(*other);
+                let known = |(a, b): (&NodeId, &NodeId)| match (self.known_array(*a), self.known_array(*b)) {
+                    (Some(a), Some(b)) => a == b,
+                    (None, _) | (_, None) => a == b,
+                };
+                matches!(&other.op, Op::Quantize(its) if its == how)
+                    && other.operands.len() == node.operands.len()
+                    && range.iter().zip(&other.operands[1..]).all(known)
+            };
+            let others = first.entry(*x).or_default();
+            match others.iter().find(|other| alike(other)) {
+                Some(&other) => same[id.index()] = other,
+                None => others.push(id),
+            }
+        }
+        same
+    }
+
     /// A plan for the root and for everything that plans ask for.
     fn demand(&self) -> Result<Vec<Option<Planned>>, EvalError> {
         let count = self.computation.nodes.len();
+        let same = self.same();
         let mut plans: Vec<Option<Planned>> = (0..count).map(|_| None).collect();
         let mut demanded = vec![false; count];
         demanded[self.computation.root.index()] = true;
@@ -306,8 +334,9 @@ impl Planning<'_> {
             if !demanded[index] || self.known[index].is_some() || matches!(node.op, Op::Parameter(_)) {
                 continue;
             }
-            let planned = steps::plan(self, NodeId(index as u32)).map_err(|e| named(e, &node.name))?;
-            for operand in &planned.operands {
+            let mut planned = steps::plan(self, NodeId(index as u32)).map_err(|e| named(e, &node.name))?;
+            for operand in &mut planned.operands {
+                *operand = same[operand.index()];
                 demanded[operand.index()] = true;
             }
             plans[index] = Some(planned);

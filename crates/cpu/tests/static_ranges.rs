@@ -102,3 +102,35 @@ fn static_graphs_and_calibration_are_the_references() {
     }
     assert!(wrong.is_empty(), "{wrong}");
 }
+
+/// The three projections of attention read one activation, whose statistics are the same for each: it is quantized once.
+#[test]
+fn equal_ranges_of_one_activation_are_shared() {
+    let graph = common::model("encoder_mha").unwrap();
+    let params = common::params("encoder_mha");
+    let rule = QuantizationRule::new(".*").weight_qtype("int8").act_qtype("int8").act_static_scale(true);
+    let qt = quantize_model(&graph, &QtProvider::new(vec![rule.clone()]).unwrap()).unwrap();
+    let backend = CpuBackend::default();
+    let mut calibrator = Calibrator::new(&qt, &params, &backend, None).unwrap();
+    let batches = batches(&common::goldens().join("static/encoder_mha/batches.safetensors"));
+    calibrator.step(&batches[0]).unwrap();
+    let ptq = quantize_model(&graph, &PtqProvider::new(vec![rule]).unwrap()).unwrap();
+    let stats = calibrator.finish();
+    let quantized = quantize_params(&params, &ptq.abstract_params(), Some(&stats)).unwrap();
+    let steps = |quantized| {
+        let model = backend.prepare(&ptq.graph, quantized).unwrap();
+        let (outputs, times) = model.profile(&batches[0]).unwrap();
+        (outputs, times.iter().filter(|t| t.step == "quantize-static").count())
+    };
+    let (outputs, shared) = steps(quantized.clone());
+    // A range of its own for one of them, so little wider that no output is far off.
+    let mut apart = quantized;
+    let path = qwix_graph::Path::new("MultiHeadDotProductAttention_0/key/dot_general0_lhs_scale");
+    let Some(qwix_eval::Value::Array(scale)) = apart.get(&path).cloned() else { panic!("no scale") };
+    let wider = scale.values::<f32>().unwrap().iter().map(|s| s * 1.0001).collect();
+    apart.insert(path, Array::from_vec(scale.shape(), wider).unwrap().into());
+    let (others, own) = steps(apart);
+    // 2 layers of 3 projections, 4 sides of products, 1 output and 2 dense layers; and the pooler.
+    assert_eq!((shared, own), (2 * (1 + 4 + 1 + 2) + 1, 2 * (1 + 4 + 1 + 2) + 2));
+    assert!(self::apart(&others[0], &outputs[0]) < 0.1);
+}
