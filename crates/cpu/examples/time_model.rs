@@ -75,7 +75,7 @@ fn main() -> Result<(), Error> {
                 let quantized = quantize_model(&graph, &PtqProvider::new(vec![rule.clone()])?)?;
                 let stats = if fixed {
                     let qt_model = quantize_model(&graph, &QtProvider::new(vec![rule])?)?;
-                    let batches = [Ok::<_, Error>(inputs.clone())];
+                    let batches = [Ok::<_, std::convert::Infallible>(inputs.clone())];
                     Some(calibrate(&qt_model, &params, batches, &CpuBackend::default())?)
                 } else {
                     None

@@ -91,7 +91,7 @@ pub(crate) fn plan(
                             said.into_iter().map(|message| Warning { about: about.clone(), message }),
                         );
                         // Written when it is known where weights are stored.
-                        (Outcome::Left { reason: String::new() }, Some(choice))
+                        (Outcome::Left { reason: String::new() }, Some(*choice))
                     }
                     Err(error) if go_on => {
                         failed += 1;

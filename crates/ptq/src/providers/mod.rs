@@ -69,7 +69,7 @@ pub enum Decision {
     /// It is quantized.
     Quantize {
         /// How.
-        choice: Choice,
+        choice: Box<Choice>,
         /// What of the rule has no effect here, and other things that are probably not meant.
         warnings: Vec<String>,
     },

@@ -110,7 +110,7 @@ impl Provider for PtqProvider {
             return Ok(Decision::Leave(why));
         }
         multiplies_stored(site, &choice).map_err(fail)?;
-        Ok(Decision::Quantize { choice, warnings })
+        Ok(Decision::Quantize { choice: Box::new(choice), warnings })
     }
 
     fn rewrite(&self, graph: &Graph, site: &Site, choice: &Choice, _: Phase) -> Result<Patch, String> {

@@ -75,7 +75,7 @@ impl Provider for QtProvider {
             )));
         }
         multiplies_stored(site, &choice).map_err(fail)?;
-        Ok(Decision::Quantize { choice, warnings: vec![] })
+        Ok(Decision::Quantize { choice: Box::new(choice), warnings: vec![] })
     }
 
     fn calibrates(&self) -> bool {
