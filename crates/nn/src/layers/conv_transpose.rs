@@ -10,7 +10,7 @@ use crate::tensor::Tensor;
 use crate::{ConvPadding, Initializer, Module, Result, Scope};
 
 /// A convolution that makes its input larger by the strides, channels last ([batch…, spatial…, features]): parameters
-/// `kernel` [window…, inputs, features] and `bias` [features].
+/// `kernel` [window…, inputs, features] and `bias` `[features]`.
 #[derive(Clone, Debug)]
 pub struct ConvTranspose {
     /// The size of the result's last axis.
