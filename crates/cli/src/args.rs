@@ -26,6 +26,7 @@ pub enum Command {
     Run(Run),
     Compare(Compare),
     Dump(Dump),
+    Export(Export),
     Plugin(Plugin),
 }
 
@@ -250,6 +251,24 @@ pub struct Dump {
     pub package: PathBuf,
     /// Where to write
     #[arg(short, long, value_name = "FLAT.safetensors")]
+    pub output: PathBuf,
+}
+
+/// Write a package's model as plain HLO, for any XLA to compile
+///
+/// A quantized parameter becomes <path>/qvalue, <path>/scale and <path>/zero_point; `qwix dump` writes their values under
+/// these keys (integers narrower than a byte as I8). Which parameter of the
+/// file is which its op_name says, as in JAX's own files.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  qwix export model.int8 -o model.int8.hlo.pb
+  qwix inspect model.int8.hlo.pb")]
+pub struct Export {
+    /// The quantized package
+    #[arg(value_name = "DIR")]
+    pub package: PathBuf,
+    /// Where to write
+    #[arg(short, long, value_name = "MODEL.hlo.pb")]
     pub output: PathBuf,
 }
 

@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         Command::Run(args) => commands::run::run(args),
         Command::Compare(args) => commands::compare::run(args),
         Command::Dump(args) => commands::dump::run(args),
+        Command::Export(args) => commands::export::run(args),
         Command::Plugin(args) => commands::plugin::run(args),
     };
     match done {

@@ -287,7 +287,7 @@ fn a_package_is_replaced_only_on_request() {
 #[test]
 fn every_command_has_help_with_an_example() {
     for command in
-        ["inspect", "explain", "calibrate", "merge", "quantize", "run", "compare", "dump", "plugin"]
+        ["inspect", "explain", "calibrate", "merge", "quantize", "run", "compare", "dump", "export", "plugin"]
     {
         let help = qwix([command, "--help"]).ok();
         assert!(help.contains(&format!("  qwix {command} ")), "{command}: no example in\n{help}");

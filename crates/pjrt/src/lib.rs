@@ -30,6 +30,7 @@ pub use client::{Client, Device, MemoryStats, OptionValue};
 pub use error::{Code, PjrtError, Result};
 pub use executable::{Argument, Executable, Execution};
 pub use install::{Installed, install};
+pub use lower::lower;
 pub use options::{CompileOptions, XlaOption};
 pub use plugin::{Attribute, Plugin};
 pub use plugins::{Kind, Source, WHEELS, Wheel, candidates, find, plugins_dir, resolve};

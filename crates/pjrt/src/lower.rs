@@ -14,7 +14,7 @@ use qwix_graph::{ArrayType, Computation, Graph, GraphError, Metadata, Node, Node
 ///
 /// # Errors
 /// When the graph cannot be lowered.
-pub(crate) fn lower(graph: &Graph, platform: &str) -> Result<Graph, GraphError> {
+pub fn lower(graph: &Graph, platform: &str) -> Result<Graph, GraphError> {
     let mut graph = lower_quant(graph)?;
     let mut fit = Fit { widen: platform == "cpu", done: HashMap::new() };
     graph.entry = fit.computation(&graph.entry);

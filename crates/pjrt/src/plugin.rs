@@ -383,4 +383,41 @@ mod tests {
             assert!(error.contains(function) && error.contains("0.63"), "{error}");
         }
     }
+    /// The real plugin says how large it wants each struct, when it is given one that is too small.
+    #[test]
+    fn sizes_are_the_plugins() {
+        let Ok(path) = crate::find(crate::Kind::Cpu) else {
+            eprintln!("skipped: no CPU plugin");
+            return;
+        };
+        let plugin = Plugin::load(path).unwrap().inner;
+        let mut wrong = Vec::new();
+        for (name, slot, size, _) in ffi::ALL {
+            // Those that read and destroy errors return none.
+            if *slot <= ffi::ErrorGetCode::SLOT {
+                continue;
+            }
+            // SAFETY: the table is the plugin's; the block is larger than any struct, and its size, which every function
+            // looks at first, is wrong.
+            let said = unsafe {
+                let function = slot_of(plugin.api, *slot).unwrap();
+                let function = std::mem::transmute::<
+                    *const c_void,
+                    unsafe extern "C" fn(*mut usize) -> *mut RawError,
+                >(function);
+                let mut block = [0usize; 128];
+                block[0] = 1;
+                let error = function(block.as_mut_ptr());
+                if error.is_null() { String::new() } else { plugin.error("test", error).to_string() }
+            };
+            let expected =
+                said.split("size: expected ").nth(1).and_then(|rest| rest.split(',').next()?.parse().ok());
+            let named = said.to_ascii_lowercase().contains(&name.to_ascii_lowercase());
+            // A later plugin may have fields more.
+            if !named || expected.is_none_or(|expected: usize| *size > expected || expected > size + 64) {
+                wrong.push(format!("{name}: ours has {size}; {said}"));
+            }
+        }
+        assert!(wrong.is_empty(), "{wrong:#?}");
+    }
 }

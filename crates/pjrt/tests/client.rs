@@ -2,8 +2,10 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use qwix_array::{Array, DType};
-use qwix_graph::{ArrayType, BinaryOp, Graph, GraphBuilder, Type};
+use qwix_graph::{ArrayType, BinaryOp, Graph, GraphBuilder, Op, Type};
 use qwix_pjrt::{Argument, Cache, Client, CompileOptions, OptionValue, Origin, Plugin, Program, XlaOption};
 
 fn options() -> CompileOptions {
@@ -206,6 +208,36 @@ fn replicas_run_on_devices_of_their_own() {
     for (input, results) in inputs.iter().zip(&results) {
         let expected: Vec<f64> = values(input).iter().map(|v| 2.0 * v).collect();
         assert_eq!(values(&results[0].to_array().unwrap()), expected);
+    }
+}
+
+#[test]
+fn a_program_is_spread_over_devices_as_its_shardings_say() {
+    let Some(client) = common::client() else { return };
+    let rows = "{devices=[2,1]<=[2]}";
+    let mut graph = doubled();
+    let entry = Arc::make_mut(&mut graph.entry);
+    for node in &mut entry.nodes {
+        node.sharding = Some(match node.op {
+            Op::Tuple => format!("{{{rows}, {{replicated}}}}"),
+            _ => rows.to_owned(),
+        });
+    }
+    let program = Program::new(&graph).unwrap();
+    let executable = client.compile(&program, &CompileOptions { partitions: 2, ..options() }).unwrap();
+    let row = |r: usize| Array::from_vec(&[1, 3], X[3 * r..3 * r + 3].to_vec()).unwrap();
+    let lists = executable
+        .devices()
+        .iter()
+        .enumerate()
+        .map(|(r, device)| vec![Argument::Donate(client.upload(&row(r), device).unwrap())])
+        .collect();
+    let results = executable.execute(lists).unwrap().wait().unwrap();
+    for (r, results) in results.iter().enumerate() {
+        // The first result is spread as the input is, the second whole on each device.
+        let expected: Vec<f64> = values(&row(r)).iter().map(|v| 2.0 * v).collect();
+        assert_eq!(values(&results[0].to_array().unwrap()), expected);
+        assert_eq!(results[1].to_array().unwrap(), x());
     }
 }
 

@@ -180,6 +180,18 @@ impl Model {
         Ok(Model { graph })
     }
 
+    /// The model as a serialized `HloModuleProto` in plain HLO, which any XLA compiles and [`Model::load`] reads. A
+    /// quantized parameter becomes two or three of them: `<path>/qvalue`, `<path>/scale` and `<path>/zero_point`; the
+    /// result becomes a flat tuple. Operands of products that are narrower than a byte are widened first, for XLA's CPU
+    /// takes none.
+    ///
+    /// # Errors
+    /// When the model has something that HLO cannot say, or that was read and not understood.
+    pub fn to_hlo_proto(&self) -> Result<Vec<u8>> {
+        let lowered = qwix_pjrt::lower(&self.graph, "cpu")?;
+        Ok(qwix_pjrt::Program::new(&lowered)?.bytes().to_vec())
+    }
+
     /// Prepares the model for running.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ pub mod calibrate;
 pub mod compare;
 pub mod dump;
 pub mod explain;
+pub mod export;
 pub mod inspect;
 mod online;
 pub mod plugin;

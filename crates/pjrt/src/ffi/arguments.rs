@@ -44,7 +44,7 @@ macro_rules! arguments {
 
         /// Name, slot, size, and the fields with their offsets, of every struct above.
         #[cfg(test)]
-        pub(super) const ALL: &[(&str, usize, usize, &[(&str, usize)])] = &[
+        pub(crate) const ALL: &[(&str, usize, usize, &[(&str, usize)])] = &[
             $((
                 $function,
                 $slot,
