@@ -278,6 +278,11 @@ fn a_package_is_replaced_only_on_request() {
     let ran = qwix(["quantize", &model, "--params", &params, "--rules", &rules, "-o", &mine, "--force"]);
     assert_eq!(ran.status, 1);
     assert!(folder.file("mine/letter.txt").exists());
+    // Nor a package that something was put into.
+    std::fs::write(Path::new(&package).join("notes.txt"), "dear").unwrap();
+    let ran = again(&["--force"]);
+    assert!(ran.status == 1 && ran.stderr.contains("`notes.txt`"), "{}", ran.stderr);
+    assert!(Path::new(&package).join("notes.txt").exists());
     // An empty directory is as good as none.
     std::fs::create_dir(folder.file("empty")).unwrap();
     qwix(["quantize", &model, "--params", &params, "--rules", &rules, "-o", &folder.path("empty")]).ok();

@@ -115,6 +115,9 @@ impl PackageWriter {
         let target = target.as_ref();
         // Only what we wrote may be replaced: a wrong name must not cost somebody a folder.
         let replace = replace && target.join(MANIFEST).is_file();
+        if replace {
+            no_other_files(target)?;
+        }
         let types = all_stored(model)?;
         let parameters = model
             .parameters
