@@ -4,7 +4,6 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use qwix_array::{Array, DType};
 use qwix_eval::{Backend, Params, ReferenceBackend, Value};
@@ -44,7 +43,7 @@ fn cases() -> Vec<Case> {
 }
 
 /// The tensors `<batch>/<input>` of a file.
-fn batches(path: &PathBuf) -> Vec<Vec<Array>> {
+fn batches(path: &std::path::Path) -> Vec<Vec<Array>> {
     let mut batches: BTreeMap<usize, BTreeMap<usize, Array>> = BTreeMap::new();
     for (key, array) in common::tensors(path) {
         let (batch, input) = key.split_once('/').unwrap();
