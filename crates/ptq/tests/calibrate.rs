@@ -390,3 +390,22 @@ fn fields_of_training_are_not_silent() {
     let refused = QuantizationRule::from_json(r#"[{"additional_qt_config": {"tile_size": 8}}]"#);
     assert!(message(refused).contains("rules[0].additional_qt_config"));
 }
+
+/// With statistics of no batch the range is that of the batch at hand, as Qwix has it: without axes to take a mean over,
+/// what a dynamic range gives.
+#[test]
+fn statistics_of_no_batch_leave_the_range_of_the_batch() {
+    let backend = ReferenceBackend::default();
+    for method in ["absmax", "minmax"] {
+        let run = |rule: QuantizationRule| {
+            let model = qt(rule.act_calibration_method(method));
+            let template = model.abstract_params();
+            let zeros = QuantStats::zeros(&template);
+            let params = quantize_params(&params(), &template, Some(&zeros)).unwrap();
+            backend.compile(&model.graph, params).unwrap().run(&[floats(&[2, 3], 4)]).unwrap()
+        };
+        let none = run(rule().act_batch_axes([]));
+        assert_eq!(none, run(rule().act_static_scale(false)), "{method}");
+        assert_ne!(none, run(rule()), "{method}: rows that differ share the mean of their ranges");
+    }
+}
