@@ -10,7 +10,8 @@ use qwix::nn::{self, Dense, Key, Module, Scope, Tensor, relu};
 use qwix::{
     Array, ArrayType, Calibrator, Checkpoint, CpuBackend, DType, Loading, Model, Op, Package, PackageWriter,
     Params, PtqModel, PtqProvider, QtProvider, QuantStats, QuantizationRule, Value, calibrate,
-    quantize_checkpoint, quantize_model, quantize_online, quantize_params, sqnr, write_tensors,
+    quantize_checkpoint, quantize_model, quantize_online, quantize_params, read_stats, sqnr, write_stats,
+    write_tensors,
 };
 
 struct Mlp {
@@ -132,8 +133,8 @@ pub(crate) fn main() -> Result<(), Box<dyn Error>> {
 
     heading("Static range: statistics saved, merged, resumed");
     let file = folder.path().join("stats.safetensors");
-    save(&file, &quant_stats.to_params())?;
-    let saved = QuantStats::from_params(&Checkpoint::open(&file)?.read_all()?)?;
+    write_stats(&file, &quant_stats)?;
+    let saved = read_stats(&file)?;
     assert_eq!(saved, quant_stats);
 
     let mut merged = calibrate(&qt_model, &fp_params, batches(100..108), &backend)?;

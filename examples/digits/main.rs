@@ -7,8 +7,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use qwix::{
-    Array, Checkpoint, CpuBackend, Executable, Model, Params, PtqProvider, QtProvider, QuantStats,
-    QuantizationRule, TensorFile, Value, calibrate, quantize_model, quantize_params, sqnr,
+    Array, CalibrationData, Checkpoint, CpuBackend, Executable, Model, Params, PtqProvider, QtProvider,
+    QuantStats, QuantizationRule, TensorFile, Value, calibrate, quantize_model, quantize_params, sqnr,
 };
 
 /// One way to store and compute: a name, what it is, and its rules (none: the float model).
@@ -67,7 +67,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let model = Model::load(folder.join("model.hlo.pb"))?;
     let fp_params = model.read_params(&Checkpoint::open(folder.join("params.safetensors"))?, false)?;
     let inputs = model.read_inputs(&TensorFile::open(folder.join("images.safetensors"))?)?;
-    let calibration = TensorFile::open(folder.join("calibration.safetensors"))?;
+    let calibration = CalibrationData::open([folder.join("calibration.safetensors")], &model)?;
     let labels = TensorFile::open(folder.join("labels.safetensors"))?.read("labels")?;
 
     println!(
@@ -112,7 +112,7 @@ fn prepare(
     model: &Model,
     fp_params: &Params,
     rules: &[QuantizationRule],
-    calibration: &TensorFile,
+    calibration: &CalibrationData,
 ) -> Result<(Box<dyn Executable>, usize), Box<dyn Error>> {
     let backend = CpuBackend::default();
     if rules.is_empty() {
@@ -126,16 +126,15 @@ fn prepare(
     Ok((ptq_model.compile(&backend, params)?, size))
 }
 
-/// What the activations are on the images to calibrate with; each tensor of the file is a batch.
+/// What the activations are on the images to calibrate with.
 fn ranges(
     model: &Model,
     fp_params: &Params,
     rules: &[QuantizationRule],
-    calibration: &TensorFile,
+    calibration: &CalibrationData,
 ) -> Result<QuantStats, Box<dyn Error>> {
     let qt_model = quantize_model(model, &QtProvider::new(rules.to_vec())?)?;
-    let batches = calibration.iter().map(|(key, _)| calibration.read(key).map(|images| vec![images]));
-    Ok(calibrate(&qt_model, fp_params, batches, &CpuBackend::default())?)
+    Ok(calibrate(&qt_model, fp_params, calibration.iter(), &CpuBackend::default())?)
 }
 
 fn size(params: &Params) -> usize {

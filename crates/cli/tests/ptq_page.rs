@@ -23,8 +23,9 @@ fn every_command_of_the_page_runs() {
         std::fs::copy(digits(name), folder.file(name)).unwrap();
     }
     let rules = blocks("json");
-    assert_eq!(rules.len(), 1, "rules.json");
+    assert_eq!(rules.len(), 2, "rules.json and static.json");
     folder.write("rules.json", rules[0]);
+    folder.write("static.json", rules[1]);
 
     let binary = Path::new(env!("CARGO_BIN_EXE_qwix")).parent().unwrap();
     let rest = std::env::var_os("PATH").unwrap_or_default();
@@ -42,7 +43,14 @@ fn every_command_of_the_page_runs() {
         let ran = Ran::of(&script);
         assert_eq!(ran.status, 0, "{block}\n{}", ran.stderr);
     }
-    for made in ["digits.int8", "online.safetensors", "logits.safetensors", "flat.safetensors"] {
+    for made in [
+        "digits.int8",
+        "digits.static",
+        "online.safetensors",
+        "logits.safetensors",
+        "flat.safetensors",
+        "stats.safetensors",
+    ] {
         assert!(folder.file(made).exists(), "{made} was not made");
     }
 }
