@@ -110,6 +110,24 @@ fn arrays(params: &Params) -> BTreeMap<String, Array> {
         .collect()
 }
 
+/// Quantized parameters in the parts that lowering makes of them.
+fn parts(params: Params) -> Params {
+    let mut parts = Params::new();
+    for (path, value) in params {
+        match value {
+            Value::QArray(q) => {
+                parts.insert(path.join("qvalue"), q.qvalue().clone().into());
+                parts.insert(path.join("scale"), q.scale().clone().into());
+                if let Some(zero_point) = q.zero_point() {
+                    parts.insert(path.join("zero_point"), zero_point.clone().into());
+                }
+            }
+            Value::Array(_) | Value::Tuple(_) => drop(parts.insert(path, value)),
+        }
+    }
+    parts
+}
+
 /// Sub-byte integers as the goldens store them.
 fn storable(array: &Array) -> Array {
     match array.dtype() {
@@ -175,7 +193,10 @@ fn check(case: &Case) -> Result<Vec<String>, String> {
         .map(|(key, array)| (key, storable(&array)))
         .collect();
     wrong.extend(compare(case, "params", &scales, |_| 1e-6));
-    wrong.extend(compare(case, "ptq", &keyed(run(&ptq.graph, quantized)?), budget));
+    wrong.extend(compare(case, "ptq", &keyed(run(&ptq.graph, quantized.clone())?), budget));
+    let lowered = lower_quant(&ptq.graph).map_err(|e| text(&e))?;
+    let found = keyed(run(&lowered, parts(quantized))?);
+    wrong.extend(compare(case, "ptq", &found, budget).into_iter().map(|w| format!("lowered: {w}")));
     Ok(wrong)
 }
 
