@@ -128,7 +128,8 @@ fn bad_batches_lose_nothing() {
     };
     let good = || vec![floats(&[2, 3], 1), mask(0.0)];
     let mut failures = vec![];
-    let rows: [(&str, Result<Vec<Array>, String>, &[&str]); 8] = [
+    type Row<'a> = (&'a str, Result<Vec<Array>, String>, &'a [&'a str]);
+    let rows: [Row<'_>; 8] = [
         (
             "shape",
             Ok(vec![floats(&[3, 3], 1), mask(0.0)]),
