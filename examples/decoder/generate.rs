@@ -164,7 +164,7 @@ pub fn continued(
     for &token in prompt {
         logits = writer.read(token)?;
     }
-    let (mut tokens, mut spent) = (vec![], Duration::ZERO);
+    let (mut tokens, mut spent, mut read) = (vec![], Duration::ZERO, 0);
     while tokens.len() < count {
         let token = sampler.choose(&logits);
         tokens.push(token);
@@ -174,8 +174,9 @@ pub fn continued(
         let start = Instant::now();
         logits = writer.read(token)?;
         spent += start.elapsed();
+        read += 1;
     }
-    let tokens_per_second = tokens.len() as f64 / spent.as_secs_f64();
+    let tokens_per_second = if read == 0 { 0.0 } else { f64::from(read) / spent.as_secs_f64() };
     Ok(Written { tokens, tokens_per_second })
 }
 

@@ -12,6 +12,7 @@ mod text;
 
 use std::error::Error;
 use std::path::Path;
+use std::process::ExitCode;
 
 use generate::{Prepared, Writer, continued, cross_entropy, rows};
 use model::Decoder;
@@ -41,10 +42,11 @@ impl Options {
         let mut prompt: Vec<String> = vec![];
         while let Some(argument) = arguments.next() {
             let mut value = || arguments.next().ok_or(format!("{argument} wants a value\n\n{USAGE}"));
+            let wrong = |e: &dyn Error| format!("{argument}: {e}");
             match argument.as_str() {
-                "--temperature" => options.temperature = value()?.parse()?,
-                "--seed" => options.seed = value()?.parse()?,
-                "--tokens" => options.tokens = value()?.parse()?,
+                "--temperature" => options.temperature = value()?.parse().map_err(|e| wrong(&e))?,
+                "--seed" => options.seed = value()?.parse().map_err(|e| wrong(&e))?,
+                "--tokens" => options.tokens = value()?.parse().map_err(|e| wrong(&e))?,
                 "-h" | "--help" => return Ok(None),
                 _ if argument.starts_with("--") => {
                     return Err(format!("no option {argument}\n\n{USAGE}").into());
@@ -59,7 +61,17 @@ impl Options {
     }
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
     let Some(options) = Options::read(std::env::args().skip(1))? else {
         println!("{USAGE}");
         return Ok(());
