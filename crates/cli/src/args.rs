@@ -97,6 +97,9 @@ pub struct Calibrate {
     /// Statistics to go on from, as if their batches had been run first
     #[arg(long, value_name = "STATS.safetensors")]
     pub resume: Option<PathBuf>,
+    /// Leave out so many batches at the start of the data, which --resume has seen
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub skip: usize,
     #[command(flatten)]
     pub backend: Backend,
     /// Leave out parameters that the model does not have, instead of refusing them

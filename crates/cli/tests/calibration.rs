@@ -183,7 +183,7 @@ fn data_that_is_not_the_models() {
         ("no batch number", with("images", &good), &["data", "`images`", "<batch>/<input>"]),
         ("a batch without a number", with("first/0", &good), &["data", "`first/0`", "<batch>/<input>"]),
         ("the same twice", with("00/0", &good), &["data", "`00/0`", "`0/0`"]),
-        ("NaN", with("12/0", &nan), &["data", "batch 12", "`images`", "NaN", "[2, 0, 2, 0]"]),
+        ("NaN", with("0/0", &nan), &["data", "batch 0", "`images`", "NaN", "[2, 0, 2, 0]"]),
         ("nothing", file_of(&[]), &["data", "no batch"]),
         ("junk", vec![9; 50], &["data"]),
     ];
@@ -208,6 +208,28 @@ fn data_that_is_not_the_models() {
     ));
     assert_eq!(folder.names(), ["data", "static.json", "stats.safetensors"], "something was left behind");
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn what_was_seen_before_a_bad_batch_is_kept() {
+    let folder = Folder::new();
+    let good = images();
+    let mut values = good.values::<f32>().unwrap().into_owned();
+    let whole = folder.write("whole", file_of(&[0, 1, 2].map(|i| (["0/0", "1/0", "2/0"][i], good.clone()))));
+    values[130] = f32::NAN;
+    let nan = Array::from_vec(good.shape(), values).unwrap();
+    let bad = file_of(&[("0/0", good.clone()), ("1/0", nan), ("2/0", good.clone())]);
+    let data = folder.write("data", bad);
+    let failed = calibrate(&folder, STATIC, &["--data", &data], "out");
+    let expected = ["batch 1", "NaN", "out.partial", "--resume", "--skip 1"];
+    assert_eq!(complaints(&failed, &expected), [""; 0]);
+    assert_eq!(folder.names(), ["data", "out.partial", "static.json", "whole"]);
+    let partial = folder.path("out.partial");
+    calibrate(&folder, STATIC, &["--data", &whole, "--resume", &partial, "--skip", "1"], "out").ok();
+    calibrate(&folder, STATIC, &["--data", &whole], "at_once").ok();
+    assert_eq!(tensors(&folder.path("out")), tensors(&folder.path("at_once")));
+    let nothing = calibrate(&folder, STATIC, &["--data", &whole, "--skip", "3"], "out");
+    assert_eq!(complaints(&nothing, &["--skip 3", "3 batches"]), [""; 0]);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! `qwix calibrate`: statistics of activations, for static ranges; `qwix merge` adds those of several runs.
 
+use std::path::PathBuf;
+
 use anyhow::{Result, anyhow, bail};
 use qwix::{
     CalibrationData, Calibrator, Checkpoint, Model, PtqError, QtProvider, QuantStats, Sums, quantize_model,
@@ -30,6 +32,9 @@ pub fn run(args: &Calibrate) -> Result<()> {
     }
     // Everything that can be wrong is looked for before the first batch runs.
     let data = CalibrationData::open(&args.data, &model)?;
+    if args.skip >= data.len() {
+        bail!("--skip {} leaves nothing of the data's {} batches", args.skip, data.len());
+    }
     let so_far = args.resume.as_ref().map(read_stats).transpose()?;
     let qt_model = quantize_model(&model, &provider)?;
     for said in &qt_model.warnings {
@@ -52,22 +57,41 @@ pub fn run(args: &Calibrate) -> Result<()> {
     })?;
     drop(params);
 
-    let bar = Bar::batches(data.len());
-    for number in 0..data.len() {
-        let batch = data.read(number)?;
-        if let Err(error) = calibrator.step(&batch) {
-            let reason = match error {
-                PtqError::Batch { reason, .. } => reason,
-                other => other.to_string(),
-            };
-            bail!(data.error(number, reason));
+    let bar = Bar::batches(data.len() - args.skip);
+    for number in args.skip..data.len() {
+        let done = data.read(number).map_err(anyhow::Error::from).and_then(|batch| {
+            calibrator.step(&batch).map_err(|error| match error {
+                PtqError::Batch { reason, .. } => anyhow!(data.error(number, reason)),
+                other => anyhow!(data.error(number, other.to_string())),
+            })
+        });
+        if let Err(error) = done {
+            drop(bar);
+            return Err(keep(args, &calibrator, number, error));
         }
-        bar.at(number + 1);
+        bar.at(number + 1 - args.skip);
     }
     drop(bar);
     let stats = calibrator.finish();
     write_stats(&args.output, &stats)?;
     say(&args.output.display().to_string(), &stats, args.json)
+}
+
+/// What the batches before a bad one gave is kept beside the output, to go on from.
+fn keep(args: &Calibrate, calibrator: &Calibrator, number: usize, error: anyhow::Error) -> anyhow::Error {
+    if calibrator.batches() == 0 {
+        return error;
+    }
+    let mut name = args.output.clone().into_os_string();
+    name.push(".partial");
+    let partial = PathBuf::from(name);
+    match write_stats(&partial, &calibrator.stats()) {
+        Ok(()) => anyhow!(
+            "{error}; what was seen before it is in `{}`: put the batch right and go on with --resume and --skip {number}",
+            partial.display()
+        ),
+        Err(other) => anyhow!("{error}; what was seen before it could not be kept: {other}"),
+    }
 }
 
 pub fn merge(args: &Merge) -> Result<()> {
