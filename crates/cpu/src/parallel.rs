@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 /// Bytes of output that are worth another thread.
-const GRAIN: usize = 1 << 15;
+const GRAIN: usize = 1 << 16;
 
 /// Fills `out` in pieces of `unit` bytes or a multiple, side by side when there is enough of it: `f` gets a piece and the unit
 /// that it starts with. `weight` is how much dearer a byte is than a copy.
