@@ -146,7 +146,7 @@ fn threads() -> usize {
         let tasks = std::fs::read_dir("/proc/self/task").unwrap();
         let names = tasks.filter_map(|t| std::fs::read_to_string(t.ok()?.path().join("comm")).ok());
         let count = names.filter(|name| name.starts_with("qwix-")).count();
-        if count == 0 || since.elapsed() > Duration::from_secs(5) {
+        if count == 0 || since.elapsed() > Duration::from_secs(60) {
             return count;
         }
     }
