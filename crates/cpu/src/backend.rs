@@ -4,9 +4,9 @@ use std::sync::{Arc, Mutex};
 
 use qwix_array::Array;
 use qwix_eval::{
-    Backend, EvalError, Executable, Params, Value, bind_variables, check_inputs, check_supported,
+    Backend, EvalError, Executable, Loader, Params, Value, Variables, check_inputs, check_supported, collect,
 };
-use qwix_graph::{Graph, Type};
+use qwix_graph::Graph;
 
 use crate::buffers::Pool;
 use crate::plan::{Context, Program, StepTime};
@@ -38,8 +38,10 @@ impl Backend for CpuBackend {
         "cpu"
     }
 
-    fn compile(&self, graph: &Graph, params: Params) -> Result<Box<dyn Executable>, EvalError> {
-        Ok(Box::new(self.prepare(graph, params)?))
+    fn load(&self, graph: &Graph) -> Result<Box<dyn Loader>, EvalError> {
+        check(graph)?;
+        let (backend, kept) = (self.clone(), graph.clone());
+        Ok(collect(graph, move |variables| Ok(Box::new(backend.plan(&kept, variables)?))))
     }
 }
 
@@ -49,15 +51,18 @@ impl CpuBackend {
     /// # Errors
     /// As [`Backend::compile`].
     pub fn prepare(&self, graph: &Graph, params: Params) -> Result<CpuModel, EvalError> {
-        // Kernels take the types of the graph on trust, so they are held against the ops once.
-        graph.verify().map_err(|e| fail(e.to_string()))?;
-        check_supported(graph)?;
-        let mut variables = bind_variables(graph, params)?;
-        for (variable, parameter) in variables.iter_mut().zip(&graph.parameters) {
-            if let Some(value) = variable {
-                check_scales(value, &parameter.ty, parameter.path.as_str())?;
-                *value = aligned(value.clone())?;
-            }
+        check(graph)?;
+        let mut variables = Variables::of(graph);
+        for (path, value) in params {
+            variables.put(&path, value, Ok)?;
+        }
+        self.plan(graph, variables.finish()?)
+    }
+
+    /// Plans a graph that was checked. Its variables come by parameter number.
+    fn plan(&self, graph: &Graph, mut variables: Vec<Option<Value>>) -> Result<CpuModel, EvalError> {
+        for value in variables.iter_mut().flatten() {
+            *value = aligned(value.clone())?;
         }
         let threads = self
             .threads
@@ -75,6 +80,12 @@ impl CpuBackend {
             Graph { name: graph.name.clone(), parameters: graph.parameters.clone(), ..Graph::default() };
         Ok(CpuModel { graph, program, buffers, threads })
     }
+}
+
+/// Kernels take the types of the graph on trust, so they are held against the ops once.
+fn check(graph: &Graph) -> Result<(), EvalError> {
+    graph.verify().map_err(|e| fail(e.to_string()))?;
+    check_supported(graph)
 }
 
 impl CpuModel {
@@ -120,21 +131,6 @@ impl Executable for CpuModel {
     fn run(&self, inputs: &[Array]) -> Result<Vec<Array>, EvalError> {
         self.run_with(inputs, None)
     }
-}
-
-/// A quantized weight must have the scales that the graph says, not just some.
-fn check_scales(value: &Value, ty: &Type, path: &str) -> Result<(), EvalError> {
-    if let (Value::QArray(q), Type::QArray(ty)) = (value, ty) {
-        let expected = ty.scale_shape()?;
-        if q.scale().shape() != expected {
-            return Err(EvalError::WrongType {
-                what: format!("parameter `{path}`"),
-                expected: format!("scales of shape {expected:?}"),
-                found: format!("{:?}", q.scale().shape()),
-            });
-        }
-    }
-    Ok(())
 }
 
 fn flatten(value: Value, into: &mut Vec<Array>) -> Result<(), EvalError> {

@@ -33,6 +33,12 @@ pub enum EvalError {
         /// A similar path, in words, or nothing.
         hint: String,
     },
+    /// A variable that was given before.
+    #[error("parameter `{path}` was given twice")]
+    RepeatedParam {
+        /// Its path.
+        path: Path,
+    },
     /// A value of another type than the graph's.
     #[error("{what}: expected {expected}, found {found}")]
     WrongType {
@@ -118,6 +124,7 @@ impl EvalError {
             | EvalError::Graph(_)
             | EvalError::MissingParam { .. }
             | EvalError::ExtraParam { .. }
+            | EvalError::RepeatedParam { .. }
             | EvalError::WrongType { .. }
             | EvalError::Device { .. }
             | EvalError::InputCount { .. }) => named,

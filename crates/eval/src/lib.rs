@@ -15,10 +15,10 @@ mod run;
 mod signature;
 mod value;
 
-pub use backend::{Backend, Executable};
+pub use backend::{Backend, Executable, Loader, collect};
 pub use error::EvalError;
 pub use evaluate::{evaluate, evaluate_node};
 pub use reference::{ReferenceBackend, check_supported};
 pub use run::Limits;
-pub use signature::{bind_variables, check_inputs};
+pub use signature::{Variables, check_inputs};
 pub use value::{Params, Value};

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use qwix_array::Array;
 use qwix_graph::{Computation, Graph, Node};
 
+use crate::backend::collect;
 use crate::evaluate::unsupported;
 use crate::run::{Context, run};
-use crate::signature::{bind_variables, check_inputs};
-use crate::{Backend, EvalError, Executable, Limits, Params, Value};
+use crate::signature::check_inputs;
+use crate::{Backend, EvalError, Executable, Limits, Loader, Value};
 
 /// Runs graphs node by node, each as its op's definition reads; slow, and the meaning of the graph.
 #[derive(Clone, Debug, Default)]
@@ -29,11 +30,13 @@ impl Backend for ReferenceBackend {
         "reference"
     }
 
-    fn compile(&self, graph: &Graph, params: Params) -> Result<Box<dyn Executable>, EvalError> {
+    fn load(&self, graph: &Graph) -> Result<Box<dyn Loader>, EvalError> {
         check_supported(graph)?;
         graph.verify()?;
-        let variables = bind_variables(graph, params)?;
-        Ok(Box::new(ReferenceExecutable { graph: graph.clone(), variables, limits: self.limits }))
+        let (kept, limits) = (graph.clone(), self.limits);
+        Ok(collect(graph, move |variables| {
+            Ok(Box::new(ReferenceExecutable { graph: kept, variables, limits }))
+        }))
     }
 }
 

@@ -80,6 +80,65 @@ fn signatures_are_held() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+/// x · a + b, and two variables for it.
+fn affine() -> (Graph, Value, Value) {
+    let mut b = GraphBuilder::new("affine");
+    let x = b.input("x", Type::array(DType::F32, [2])).unwrap();
+    let scale = b.variable("scale", Type::array(DType::F32, [2])).unwrap();
+    let bias = b.variable("bias", Type::array(DType::F32, [2])).unwrap();
+    let product = b.binary(BinaryOp::Multiply, x, scale).unwrap();
+    let root = b.binary(BinaryOp::Add, product, bias).unwrap();
+    (b.finish(root).unwrap(), f32s(&[2], &[2., 3.]).into(), f32s(&[2], &[10., 20.]).into())
+}
+
+#[test]
+fn variables_come_one_by_one_in_any_order() {
+    let (graph, scale, bias) = affine();
+    let x = [f32s(&[2], &[1., 2.])];
+    for order in [["scale", "bias"], ["bias", "scale"]] {
+        let mut loader = ReferenceBackend::default().load(&graph).unwrap();
+        // Another thread may fill it.
+        let (scale, bias) = (scale.clone(), bias.clone());
+        let filled = std::thread::spawn(move || {
+            for name in order {
+                let value = if name == "scale" { scale.clone() } else { bias.clone() };
+                loader.put(&Path::new(name), value).unwrap();
+            }
+            loader
+        });
+        let executable = filled.join().unwrap().finish().unwrap();
+        assert_eq!(executable.run(&x).unwrap(), [f32s(&[2], &[12., 26.])], "{order:?}");
+    }
+}
+
+#[test]
+fn a_variable_that_is_refused_is_not_taken() {
+    let (graph, scale, bias) = affine();
+    let mut loader = ReferenceBackend::default().load(&graph).unwrap();
+    let mut put =
+        |name: &str, value: &Value| loader.put(&Path::new(name), value.clone()).map_err(|e| e.to_string());
+    let wrong: Value = f32s(&[3], &[0.; 3]).into();
+    // name, value; what the message says
+    let rows = [
+        ("scal", &scale, "parameter `scal` is not one of the model's (did you mean `scale`?)"),
+        ("x", &scale, "parameter `x` is not one of the model's"),
+        ("scale", &wrong, "parameter `scale`: expected f32[2], found f32[3]"),
+        ("scale", &scale, ""),
+        ("scale", &scale, "parameter `scale` was given twice"),
+    ];
+    for (name, value, expected) in rows {
+        assert_eq!(put(name, value).err().unwrap_or_default(), expected);
+    }
+    let error = loader.finish().err().unwrap().to_string();
+    assert_eq!(error, "parameter `bias` is missing: expected f32[2]");
+
+    let mut loader = ReferenceBackend::default().load(&graph).unwrap();
+    loader.put(&Path::new("bias"), wrong).unwrap_err();
+    loader.put(&Path::new("bias"), bias).unwrap();
+    loader.put(&Path::new("scale"), scale).unwrap();
+    assert!(loader.finish().is_ok());
+}
+
 /// s32[] → pred: less than `limit`.
 fn below(limit: i32) -> Arc<Computation> {
     let mut b = ComputationBuilder::new("below");

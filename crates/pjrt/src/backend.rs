@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use qwix_array::Array;
-use qwix_eval::{Backend, EvalError, Params, Value, bind_variables, check_inputs};
+use qwix_eval::{Backend, EvalError, Loader, Params, Variables, check_inputs};
 use qwix_graph::Graph;
 
 use crate::cache::{Cache, Origin};
+use crate::loader::{Compiling, XlaLoader};
 use crate::lower::lower;
 use crate::{Buffer, Client, CompileOptions, Device, Executable, Plugin, Program, Result};
 
@@ -24,12 +25,12 @@ pub struct XlaBackend {
 
 /// A graph on a device.
 pub struct XlaExecutable {
-    graph: Graph,
-    client: Client,
-    device: Device,
-    executable: Executable,
+    pub(crate) graph: Graph,
+    pub(crate) client: Client,
+    pub(crate) device: Device,
+    pub(crate) executable: Executable,
     /// By number of the lowered graph's parameters; none where an input goes.
-    variables: Vec<Option<Buffer>>,
+    pub(crate) variables: Vec<Option<Buffer>>,
 }
 
 impl XlaBackend {
@@ -68,47 +69,44 @@ impl XlaBackend {
         &self.client
     }
 
+    /// As [`Backend::load`], with the loader's own type.
+    ///
+    /// # Errors
+    /// As [`Backend::load`].
+    pub fn loader(&self, graph: &Graph) -> Result<XlaLoader, EvalError> {
+        let lowered = lower(graph, self.client.platform_name())?;
+        let program = Program::new(&lowered)?;
+        let backend = self.clone();
+        Ok(XlaLoader {
+            graph: graph.clone(),
+            client: self.client.clone(),
+            device: self.device.clone(),
+            variables: Variables::of(graph),
+            compiling: Compiling::start(move || backend.compile_program(&program))?,
+        })
+    }
+
     /// As [`Backend::compile`], with the executable's own type.
     ///
     /// # Errors
     /// As [`Backend::compile`].
     pub fn prepare(&self, graph: &Graph, params: Params) -> Result<XlaExecutable, EvalError> {
-        let bound = bind_variables(graph, params)?;
-        let lowered = lower(graph, self.client.platform_name())?;
-        let program = Program::new(&lowered)?;
-        let executable = match &self.cache {
-            None => self.client.compile(&program, &self.options)?,
-            Some(cache) => {
-                let (executable, origin) = cache.compile(&self.client, &program, &self.options)?;
-                match origin {
-                    Origin::Cached | Origin::Compiled => {}
-                    Origin::Instead(reason) => (self.note)(&reason),
-                }
-                executable
-            }
-        };
-        // Each is dropped here once it is there.
-        let mut variables = Vec::with_capacity(program.parameters().len());
-        for value in bound {
-            match value {
-                None => variables.push(None),
-                Some(Value::Array(array)) => variables.push(Some(self.client.upload(&array, &self.device)?)),
-                Some(Value::QArray(q)) => {
-                    for part in [Some(q.qvalue()), Some(q.scale()), q.zero_point()].into_iter().flatten() {
-                        variables.push(Some(self.client.upload(part, &self.device)?));
-                    }
-                }
-                Some(tuple @ Value::Tuple(_)) => {
-                    return Err(EvalError::WrongType {
-                        what: "a parameter".to_owned(),
-                        expected: "an array".to_owned(),
-                        found: tuple.describe(),
-                    });
-                }
-            }
+        let mut loader = self.loader(graph)?;
+        for (path, value) in params {
+            loader.put(&path, value)?;
         }
-        let (client, device) = (self.client.clone(), self.device.clone());
-        Ok(XlaExecutable { graph: graph.clone(), client, device, executable, variables })
+        loader.done()
+    }
+
+    /// From the cache, or anew.
+    fn compile_program(&self, program: &Program) -> Result<Executable> {
+        let Some(cache) = &self.cache else { return self.client.compile(program, &self.options) };
+        let (executable, origin) = cache.compile(&self.client, program, &self.options)?;
+        match origin {
+            Origin::Cached | Origin::Compiled => {}
+            Origin::Instead(reason) => (self.note)(&reason),
+        }
+        Ok(executable)
     }
 }
 
@@ -117,8 +115,8 @@ impl Backend for XlaBackend {
         &self.name
     }
 
-    fn compile(&self, graph: &Graph, params: Params) -> Result<Box<dyn qwix_eval::Executable>, EvalError> {
-        Ok(Box::new(self.prepare(graph, params)?))
+    fn load(&self, graph: &Graph) -> Result<Box<dyn Loader>, EvalError> {
+        Ok(Box::new(self.loader(graph)?))
     }
 }
 

@@ -52,7 +52,7 @@ pub use noise::sqnr;
 pub use package::{Package, PackageWriter};
 pub use qwix_array::{Array, ArrayError, DType};
 pub use qwix_cpu::CpuBackend;
-pub use qwix_eval::{Backend, EvalError, Executable, Params, ReferenceBackend, Value};
+pub use qwix_eval::{Backend, EvalError, Executable, Loader, Params, ReferenceBackend, Value};
 pub use qwix_graph::{
     ArrayType, Computation, Graph, GraphError, Node, NodeId, Op, Parameter, Path, Role, Type,
 };

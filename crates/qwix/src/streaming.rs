@@ -383,10 +383,10 @@ pub struct Online {
 }
 
 /// From a float model, a float checkpoint and rules to what runs, in one call; the float parameters are never all in
-/// memory (see [`Loading::float_bytes`]).
+/// memory (see [`Loading::float_bytes`]), and each quantized one goes to the backend as soon as it is made.
 ///
 /// # Errors
-/// As [`Model::check_params`], [`quantize_model`], [`quantize_checkpoint`] and [`Backend::compile`].
+/// As [`Model::check_params`], [`quantize_model`], [`quantize_checkpoint`] and [`Backend::load`].
 pub fn quantize_online(
     model: &Model,
     checkpoint: &Checkpoint,
@@ -398,11 +398,10 @@ pub fn quantize_online(
     model.resolve_roles(checkpoint);
     model.check_params(checkpoint, loading.allow_extra_params)?;
     let model = quantize_model(&model, provider)?;
-    let mut params = Params::new();
+    let mut loader = backend.load(&model.graph)?;
     let loaded = quantize_checkpoint(checkpoint, &model.abstract_params(), loading, |path, value| {
-        params.insert(path, value);
-        Ok(())
+        Ok(loader.put(&path, value)?)
     })?;
-    let executable = model.compile(backend, params)?;
+    let executable = loader.finish()?;
     Ok(Online { model, executable, loaded })
 }

@@ -1,9 +1,7 @@
 //! `qwix run`: inputs in, outputs out.
 
 use anyhow::{Result, bail};
-use qwix::{
-    Backend, Checkpoint, Executable, Model, Package, Params, TensorFile, files, widened, write_tensors,
-};
+use qwix::{Backend, Checkpoint, Executable, Model, Package, TensorFile, files, widened, write_tensors};
 
 use super::backend::backend;
 use super::online::{Online, Parts};
@@ -23,7 +21,7 @@ fn load(args: &Run, backend: &dyn Backend) -> Result<(Model, Box<dyn Executable>
         (None, None, true) => {
             let package = Package::open(&args.model)?;
             package.verify()?;
-            let executable = package.model().compile(backend, package.read_all()?)?;
+            let executable = package.compile(backend)?;
             Ok((package.model().clone(), executable))
         }
         (Some(params), Some(rules), false) => {
@@ -35,13 +33,9 @@ fn load(args: &Run, backend: &dyn Backend) -> Result<(Model, Box<dyn Executable>
                 qwix_compat: args.qwix_compat,
                 allow_extra_params: args.allow_extra_params,
             })?;
-            let mut params = Params::new();
-            online.load(args.float_memory, |path, value| {
-                params.insert(path, value);
-                Ok(())
-            })?;
-            let executable = online.ptq_model.compile(backend, params)?;
-            Ok((online.model, executable))
+            let mut loader = backend.load(&online.ptq_model.graph)?;
+            online.load(args.float_memory, |path, value| Ok(loader.put(&path, value)?))?;
+            Ok((online.model, loader.finish()?))
         }
         (Some(params), None, false) => {
             let mut model = Model::load(&args.model)?;

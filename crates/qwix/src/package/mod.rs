@@ -19,7 +19,7 @@ use std::io::{BufWriter, Read};
 use std::path::{Path as FilePath, PathBuf};
 
 use qwix_array::{Array, DType};
-use qwix_eval::{Params, Value};
+use qwix_eval::{Backend, Executable, Params, Value};
 use qwix_graph::text::TextOptions;
 use qwix_graph::{ArrayType, Graph, Parameter, Path, Role, Type};
 use qwix_quant::QArray;
@@ -340,6 +340,18 @@ impl Package {
             }
             Type::Array(_) | Type::Tuple(_) | Type::Token | Type::Opaque(_) => Ok(Value::Array(first)),
         }
+    }
+
+    /// Prepares the model for running; its parameters are read one by one, and none is kept here.
+    ///
+    /// # Errors
+    /// When a parameter cannot be read, or the backend cannot run the model or has no room for it.
+    pub fn compile(&self, backend: &dyn Backend) -> Result<Box<dyn Executable>> {
+        let mut loader = backend.load(&self.model)?;
+        for (_, parameter) in self.model.variables() {
+            loader.put(&parameter.path, self.read(parameter)?)?;
+        }
+        Ok(loader.finish()?)
     }
 
     /// Reads every parameter.
