@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use qwix::Precision;
 
 /// Quantize models exported from JAX, and run them.
 ///
@@ -285,6 +286,14 @@ pub struct Backend {
     /// Keep what XLA compiled in this folder, and take it from there the next time
     #[arg(long, value_name = "DIR")]
     pub xla_cache: Option<PathBuf>,
+    /// How exactly XLA multiplies floats at least: default (TF32 on NVIDIA's GPUs, bf16 on TPUs), high or highest (f32)
+    #[arg(long, value_name = "PRECISION", value_parser = precision)]
+    pub xla_precision: Option<Precision>,
+}
+
+fn precision(name: &str) -> Result<Precision, String> {
+    let known = Precision::ALL.into_iter().find(|precision| precision.name() == name);
+    known.ok_or_else(|| format!("expected {}", Precision::ALL.map(Precision::name).join(", ")))
 }
 
 fn backend_name(name: &str) -> Result<String, qwix::Error> {

@@ -182,6 +182,7 @@ fn step(random: &mut Random, b: &mut ComputationBuilder, x: NodeId, pool: &[Node
                 rhs_contracting: vec![a],
                 lhs_batch: batch.clone(),
                 rhs_batch: batch,
+                ..DotDims::default()
             };
             let product = b.dot(x, x, &dims, DType::F32).ok()?;
             // Keep numbers near 1.
@@ -330,6 +331,7 @@ fn product(random: &mut Random, case: usize) -> Option<(Graph, Params, Vec<Array
         rhs_contracting: vec![rc],
         lhs_batch: batches.clone(),
         rhs_batch: batches,
+        ..DotDims::default()
     };
     let result = random.pick(&[DType::F32, dtype]);
     let root = b.dot(l, r, &dims, result).ok()?;
@@ -422,6 +424,7 @@ fn native_is_the_reference_on_convolutions() {
             window,
             feature_group_count: groups,
             batch_group_count: 1,
+            operand_precision: Default::default(),
         };
         let mut b = GraphBuilder::new("convolution");
         let x = b.input("x", Type::array(DType::F32, x_shape)).unwrap();

@@ -262,6 +262,7 @@ fn dots() {
         rhs_contracting: vec![1],
         lhs_batch: vec![0],
         rhs_batch: vec![0],
+        ..DotDims::default()
     };
     for lhs in side_hows(true, &tiles) {
         for rhs in side_hows(false, &tiles) {
@@ -330,6 +331,7 @@ fn convolutions() {
             window: vec![window],
             feature_group_count: groups,
             batch_group_count: 1,
+            operand_precision: Default::default(),
         };
         for (lhs, rhs) in [
             (None, Some(("int8", "absmax"))),

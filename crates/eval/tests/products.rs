@@ -57,6 +57,7 @@ fn dot_dims(case: &Json) -> DotDims {
         rhs_contracting: axes(0, 1),
         lhs_batch: axes(1, 0),
         rhs_batch: axes(1, 1),
+        ..DotDims::default()
     }
 }
 
@@ -94,6 +95,7 @@ fn conv_dims(case: &Json, input: &[usize], kernel: &[usize]) -> ConvDims {
         window: window.collect(),
         feature_group_count: case["feature_group_count"].as_u64().unwrap_or(1) as usize,
         batch_group_count: 1,
+        operand_precision: Default::default(),
     }
 }
 

@@ -42,7 +42,7 @@ pub use op::{
 };
 pub use patch::{Callee, Patch};
 pub use path::Path;
-pub use qwix_quant::{ConvDims, DotDims, WindowDim};
+pub use qwix_quant::{ConvDims, DotDims, Precision, WindowDim};
 pub use scope::Scope;
 pub use ty::{ArrayType, QArrayType, Type};
 pub use verify::MAX_DEPTH;

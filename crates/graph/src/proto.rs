@@ -88,6 +88,8 @@ pub(crate) struct HloInstructionProto {
     pub scatter_dimension_numbers: Option<Box<ScatterDimensionNumbers>>,
     #[prost(int64, tag = "50")]
     pub feature_group_count: i64,
+    #[prost(message, optional, tag = "51")]
+    pub precision_config: Option<PrecisionConfig>,
     #[prost(int64, tag = "58")]
     pub batch_group_count: i64,
     #[prost(bool, tag = "60")]
@@ -330,6 +332,15 @@ pub(crate) struct ConvolutionDimensionNumbers {
     pub input_spatial_dimensions: Vec<i64>,
     #[prost(int64, repeated, tag = "12")]
     pub output_spatial_dimensions: Vec<i64>,
+}
+
+/// `PrecisionConfig`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct PrecisionConfig {
+    #[prost(int32, repeated, tag = "1")]
+    pub operand_precision: Vec<i32>,
+    #[prost(int32, tag = "2")]
+    pub algorithm: i32,
 }
 
 /// `DotDimensionNumbers`.

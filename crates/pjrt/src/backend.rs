@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use qwix_array::Array;
 use qwix_eval::{Backend, EvalError, Loader, Params, Variables, check_inputs};
-use qwix_graph::Graph;
+use qwix_graph::{Graph, Precision};
 
 use crate::cache::{Cache, Origin};
 use crate::loader::{Compiling, XlaLoader};
-use crate::lower::lower;
-use crate::{Buffer, Client, CompileOptions, Device, Executable, Plugin, Program, Result};
+use crate::lower::{is_gpu, lower};
+use crate::{Buffer, Client, CompileOptions, Device, Executable, Plugin, Program, Result, XlaOption};
 
 /// Runs graphs on a device of a PJRT plugin. Quantized types are lowered to plain HLO; parameters are uploaded once, as
 /// they are stored: int8 as `s8`, int4 packed.
@@ -19,6 +19,7 @@ pub struct XlaBackend {
     device: Device,
     name: String,
     options: CompileOptions,
+    precision: Precision,
     cache: Option<Cache>,
     note: Arc<dyn Fn(&str) + Send + Sync>,
 }
@@ -47,11 +48,18 @@ impl XlaBackend {
     /// # Errors
     /// When there are not so many.
     pub fn on(client: &Client, device: usize) -> Result<Self> {
+        let mut options = CompileOptions::default();
+        if is_gpu(client.platform_name()) {
+            // Otherwise a number that is rounded to a narrow type and goes on in a wide one is not rounded, and Qwix's
+            // scales, many of which are such numbers, are others.
+            options.xla.insert("xla_allow_excess_precision".to_owned(), XlaOption::Bool(false));
+        }
         Ok(XlaBackend {
             device: client.device(device)?.clone(),
             name: format!("xla:{}", client.platform_name()),
             client: client.clone(),
-            options: CompileOptions::default(),
+            options,
+            precision: Precision::Default,
             cache: None,
             note: Arc::new(|_| {}),
         })
@@ -61,6 +69,13 @@ impl XlaBackend {
     pub fn with_cache(mut self, cache: Cache, note: impl Fn(&str) + Send + Sync + 'static) -> Self {
         self.cache = Some(cache);
         self.note = Arc::new(note);
+        self
+    }
+
+    /// The least precision of products of floats; those of the model that ask for more keep theirs. By default a GPU
+    /// of NVIDIA multiplies f32 in TF32, with 10 bits of fraction, as it does for JAX; [`Precision::Highest`] is f32.
+    pub fn with_precision(mut self, precision: Precision) -> Self {
+        self.precision = precision;
         self
     }
 
@@ -74,7 +89,7 @@ impl XlaBackend {
     /// # Errors
     /// As [`Backend::load`].
     pub fn loader(&self, graph: &Graph) -> Result<XlaLoader, EvalError> {
-        let lowered = lower(graph, self.client.platform_name())?;
+        let lowered = lower(graph, self.client.platform_name(), self.precision)?;
         let program = Program::new(&lowered)?;
         let backend = self.clone();
         Ok(XlaLoader {

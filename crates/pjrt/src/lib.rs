@@ -16,6 +16,7 @@ mod error;
 mod event;
 mod executable;
 mod ffi;
+mod gpu;
 mod install;
 mod loader;
 mod lower;

@@ -3,24 +3,34 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use qwix_array::DType;
 use qwix_graph::passes::lower_quant;
-use qwix_graph::{ArrayType, Computation, Graph, GraphError, Metadata, Node, NodeId, Op, Type};
+use qwix_graph::{
+    ArrayType, Computation, ConvDims, DotDims, Graph, GraphError, Metadata, Node, NodeId, Op, Precision, Type,
+};
+
+use crate::gpu;
 
 /// The graph in plain HLO whose result is a flat tuple of arrays.
 ///
 /// `platform` is the plugin's name of it. XLA's CPU compiler takes no products of types narrower than a byte: there the
-/// operands are converted to 8 bits first, which is exact.
+/// operands are converted to 8 bits first, which is exact. What its GPU compilers get wrong is written otherwise.
+/// Products of floats have at least the precision `precision`; those of the model that ask for more keep theirs.
 ///
 /// # Errors
 /// When the graph cannot be lowered.
-pub fn lower(graph: &Graph, platform: &str) -> Result<Graph, GraphError> {
+pub fn lower(graph: &Graph, platform: &str, precision: Precision) -> Result<Graph, GraphError> {
     let mut graph = lower_quant(graph)?;
-    let mut fit = Fit { widen: platform == "cpu", done: HashMap::new() };
+    let (widen, gpu) = (platform == "cpu", is_gpu(platform));
+    let mut fit = Fit { widen, gpu, precision, done: HashMap::new() };
     graph.entry = fit.computation(&graph.entry);
     graph.entry = Arc::new(flat_result(&graph.entry));
     graph.verify()?;
     Ok(graph)
+}
+
+/// Whether a platform is one of XLA's for GPUs.
+pub(crate) fn is_gpu(platform: &str) -> bool {
+    matches!(platform, "cuda" | "rocm")
 }
 
 /// The computation with the arrays of its result in one tuple.
@@ -54,33 +64,14 @@ fn push(computation: &mut Computation, op: Op, operands: Vec<NodeId>, ty: Type) 
     NodeId(computation.nodes.len() as u32 - 1)
 }
 
-/// The 8-bit type that holds all values of a narrower one.
-fn widened(dtype: DType) -> Option<DType> {
-    match dtype {
-        DType::S2 | DType::S4 | DType::U4 => Some(DType::S8),
-        DType::F4E2M1FN => Some(DType::F8E4M3FN),
-        DType::Pred
-        | DType::S8
-        | DType::S16
-        | DType::S32
-        | DType::S64
-        | DType::U8
-        | DType::U16
-        | DType::U32
-        | DType::U64
-        | DType::F16
-        | DType::BF16
-        | DType::F32
-        | DType::F64
-        | DType::F8E4M3FN
-        | DType::F8E5M2 => None,
-    }
-}
-
 /// Writes each op as XLA's compilers take it.
 struct Fit {
     /// Whether operands of products are converted to 8 bits.
     widen: bool,
+    /// Whether the compiler is one for GPUs.
+    gpu: bool,
+    /// The least precision of products of floats.
+    precision: Precision,
     /// Computations that were done already; they are shared by many callers.
     done: HashMap<*const Computation, Arc<Computation>>,
 }
@@ -114,6 +105,19 @@ impl Fit {
                     None => at,
                 });
             }
+            if let Op::Dot(DotDims { operand_precision, .. })
+            | Op::Convolution(ConvDims { operand_precision, .. }) = &mut node.op
+            {
+                *operand_precision = operand_precision.map(|own| own.max(self.precision));
+            }
+            if self.gpu
+                && let Some(id) = gpu::write(&mut new, &node, &node.operands)
+                && let Some(written) = new.nodes.get_mut(id.index())
+            {
+                (written.name, written.sharding) = (node.name, node.sharding);
+                places.push(id);
+                continue;
+            }
             new.nodes.push(node);
             places.push(NodeId(new.nodes.len() as u32 - 1));
         }
@@ -127,7 +131,7 @@ impl Fit {
     fn before(&self, node: &Node, operand: &Node) -> Option<(Op, Type)> {
         let (Type::Array(ty), Type::Array(result)) = (&operand.ty, &node.ty) else { return None };
         if is_product(&node.op) && self.widen {
-            let wide = widened(ty.dtype)?;
+            let wide = gpu::wider(ty.dtype)?;
             return Some((Op::Convert, Type::array(wide, ty.shape.clone())));
         }
         if is_scalar_bound(&node.op, ty, result) {
@@ -173,7 +177,8 @@ pub(crate) fn unsafe_instruction(computation: &Computation) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use qwix_graph::{DotDims, GraphBuilder};
+    use qwix_array::DType;
+    use qwix_graph::GraphBuilder;
 
     #[test]
     fn narrow_products_are_widened_where_they_must_be() {
@@ -183,8 +188,8 @@ mod tests {
         let dims = DotDims { lhs_contracting: vec![1], rhs_contracting: vec![0], ..DotDims::default() };
         let product = b.dot(x, w, &dims, DType::S32).unwrap();
         let graph = b.finish(product).unwrap();
-        for (platform, expected) in [("cpu", DType::S8), ("cuda", DType::S4)] {
-            let lowered = lower(&graph, platform).unwrap();
+        for (platform, expected) in [("cpu", DType::S8), ("cuda", DType::S8), ("tpu", DType::S4)] {
+            let lowered = lower(&graph, platform, Precision::Default).unwrap();
             let dot = lowered.entry.nodes.iter().find(|n| matches!(n.op, Op::Dot(_))).unwrap();
             let found = lowered.entry.node(dot.operands[1]).ty.as_array().unwrap().dtype;
             assert_eq!(found, expected, "{platform}");
@@ -200,7 +205,7 @@ mod tests {
         let clamped = b.clamp(one, x, one).unwrap();
         let graph = b.finish(clamped).unwrap();
         assert_eq!(unsafe_instruction(&graph.entry), Some(graph.entry.node(clamped).name.as_str()));
-        let lowered = lower(&graph, "cpu").unwrap();
+        let lowered = lower(&graph, "cpu", Precision::Default).unwrap();
         assert_eq!(unsafe_instruction(&lowered.entry), None);
     }
 
@@ -216,7 +221,7 @@ mod tests {
         let x = b.input("x", Type::array(DType::F32, [2])).unwrap();
         let one = b.finish(x).unwrap();
         for (graph, count) in [(nested, 3), (one, 1)] {
-            let lowered = lower(&graph, "cpu").unwrap();
+            let lowered = lower(&graph, "cpu", Precision::Default).unwrap();
             let expected = Type::Tuple(vec![Type::array(DType::F32, [2]); count]);
             assert_eq!(lowered.entry.node(lowered.entry.root).ty, expected, "{}", graph.name);
         }

@@ -168,6 +168,7 @@ fn convolution() -> Result<Graph, GraphError> {
         window: vec![WindowDim::new(3)],
         feature_group_count: 1,
         batch_group_count: 1,
+        operand_precision: Default::default(),
     };
     let y = b.add_as(Op::Convolution(dims), &[x, w], f32s(&[4, 7, 5]))?;
     b.finish(y)

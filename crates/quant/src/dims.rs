@@ -2,6 +2,32 @@
 
 use crate::QuantError;
 
+/// How exactly a product of floats is computed, on devices that have faster ways than their dtype's arithmetic.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub enum Precision {
+    /// As the device likes it best: f32 in TF32 on NVIDIA's GPUs, in bf16 on TPUs.
+    #[default]
+    Default,
+    /// Somewhere between.
+    High,
+    /// The dtype's own arithmetic.
+    Highest,
+}
+
+impl Precision {
+    /// All, the fastest first.
+    pub const ALL: [Precision; 3] = [Precision::Default, Precision::High, Precision::Highest];
+
+    /// HLO's name of it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Precision::Default => "default",
+            Precision::High => "high",
+            Precision::Highest => "highest",
+        }
+    }
+}
+
 /// The axes of a `dot`. The result's axes are: batch, the lhs's others in order, the rhs's others in order.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct DotDims {
@@ -13,6 +39,8 @@ pub struct DotDims {
     pub lhs_batch: Vec<usize>,
     /// Axes of the rhs that both sides share.
     pub rhs_batch: Vec<usize>,
+    /// How exactly each side is multiplied; nothing to the CPU, whose arithmetic is always the dtype's.
+    pub operand_precision: [Precision; 2],
 }
 
 impl DotDims {
@@ -161,6 +189,8 @@ pub struct ConvDims {
     pub feature_group_count: usize,
     /// Groups that the batch is split into.
     pub batch_group_count: usize,
+    /// How exactly input and kernel are multiplied, as in [`DotDims::operand_precision`].
+    pub operand_precision: [Precision; 2],
 }
 
 impl ConvDims {

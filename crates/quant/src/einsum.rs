@@ -108,6 +108,7 @@ impl EinsumInfo {
             rhs_contracting: axes(&self.rhs, &contracted),
             lhs_batch: axes(&self.lhs, &batch),
             rhs_batch: axes(&self.rhs, &batch),
+            ..DotDims::default()
         }
     }
 

@@ -18,7 +18,7 @@ mod runs;
 mod scale;
 
 pub use calibrate::{Range, calibrate, check_finite};
-pub use dims::{ConvDims, DotDims, WindowDim};
+pub use dims::{ConvDims, DotDims, Precision, WindowDim};
 pub use einsum::{EinsumInfo, einsum, how_to_quantize_einsum};
 pub use error::QuantError;
 pub use how::{Calibration, Granularity, HowToQuantize, Parts, Tile};

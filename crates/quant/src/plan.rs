@@ -317,7 +317,8 @@ pub fn dot_plan(
     let (lhs_contracting, lhs_batch) = split_dims(&dims.lhs_contracting, &dims.lhs_batch, &lhs_tiles);
     let (rhs_contracting, rhs_batch) = split_dims(&dims.rhs_contracting, &dims.rhs_batch, &rhs_tiles);
     let sum_axes = (dims.lhs_batch.len()..lhs_batch.len()).collect();
-    let dims = DotDims { lhs_contracting, rhs_contracting, lhs_batch, rhs_batch };
+    let operand_precision = dims.operand_precision;
+    let dims = DotDims { lhs_contracting, rhs_contracting, lhs_batch, rhs_batch, operand_precision };
     let lhs_shape = split_shape(&lhs.shape, &lhs_tiles, false);
     let rhs_shape = split_shape(&rhs.shape, &rhs_tiles, false);
     let product_shape = dims.output_shape(&lhs_shape, &rhs_shape)?;

@@ -228,6 +228,7 @@ mod tests {
             rhs_contracting: vec![2, 1],
             lhs_batch: vec![2],
             rhs_batch: vec![0],
+            ..DotDims::default()
         };
         let mut wrong = Vec::new();
         for dtype in [DType::S8, DType::S4, DType::S32, DType::U8, DType::F32, DType::BF16, DType::F8E4M3FN] {
@@ -281,6 +282,7 @@ mod tests {
             window: vec![WindowDim::new(3)],
             feature_group_count: 1,
             batch_group_count: 1,
+            operand_precision: Default::default(),
         };
         let mut wrong = Vec::new();
         for (stride, low, high, base_dilation, window_dilation, reversal, fgc, bgc) in [

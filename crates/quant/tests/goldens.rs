@@ -266,6 +266,7 @@ fn conv_dims(case: &Value, input: &[usize], kernel: &[usize]) -> ConvDims {
         window,
         feature_group_count: case["feature_group_count"].as_u64().unwrap_or(1) as usize,
         batch_group_count: case["batch_group_count"].as_u64().unwrap_or(1) as usize,
+        operand_precision: Default::default(),
     }
 }
 
@@ -290,6 +291,7 @@ fn products_are_qwixs() {
                     rhs_contracting: axes(0, 1),
                     lhs_batch: axes(1, 0),
                     rhs_batch: axes(1, 1),
+                    ..DotDims::default()
                 };
                 dot_general(lhs.operand(), rhs.operand(), &dims, preferred)
             }

@@ -90,6 +90,7 @@ fn tiles_become_a_batch_that_is_summed() {
         rhs_contracting: vec![1],
         lhs_batch: vec![0],
         rhs_batch: vec![0],
+        ..DotDims::default()
     };
     let DotPlan::Multiply(plan) = dot_plan(&lhs, &rhs, &dims, None).unwrap() else { panic!("dequantizes") };
     assert_eq!(plan.lhs.shape, [2, 6, 2, 128]);
@@ -126,6 +127,7 @@ fn nhwc() -> ConvDims {
         window: vec![WindowDim::new(3)],
         feature_group_count: 1,
         batch_group_count: 1,
+        operand_precision: Default::default(),
     }
 }
 
@@ -215,6 +217,7 @@ fn shapes_that_make_no_sense_are_refused() {
         rhs_contracting: rc.to_vec(),
         lhs_batch: lb.to_vec(),
         rhs_batch: rb.to_vec(),
+        ..DotDims::default()
     };
     for (name, dims) in [
         ("no such axis", dims(&[2], &[0], &[], &[])),
@@ -248,6 +251,7 @@ fn granularities_are_read_off_the_axes() {
         rhs_contracting: vec![0, 2],
         lhs_batch: vec![0],
         rhs_batch: vec![1],
+        ..DotDims::default()
     };
     assert_eq!(
         how_to_quantize_dot(&dims, 4, Side::Lhs, Some(tile)),
@@ -275,6 +279,7 @@ fn both_ways_agree() {
         rhs_contracting: vec![0],
         lhs_batch: vec![0],
         rhs_batch: vec![1],
+        ..DotDims::default()
     };
     let plain = |a: &QArray| dequantize(a).unwrap();
     let mut wrong = Vec::new();

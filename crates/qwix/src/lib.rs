@@ -54,7 +54,7 @@ pub use qwix_array::{Array, ArrayError, DType};
 pub use qwix_cpu::CpuBackend;
 pub use qwix_eval::{Backend, EvalError, Executable, Loader, Params, ReferenceBackend, Value};
 pub use qwix_graph::{
-    ArrayType, Computation, Graph, GraphError, Node, NodeId, Op, Parameter, Path, Role, Type,
+    ArrayType, Computation, Graph, GraphError, Node, NodeId, Op, Parameter, Path, Precision, Role, Type,
 };
 pub use qwix_nn as nn;
 pub use qwix_pjrt as pjrt;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use qwix_array::Array;
 use qwix_eval::{Backend, EvalError, Executable, Params, Value};
-use qwix_graph::{Graph, Metadata, Node, NodeId, Op, Parameter, Path, Type, nearest};
+use qwix_graph::{Graph, Metadata, Node, NodeId, Op, Parameter, Path, Precision, Type, nearest};
 
 use crate::files::{MAX_MODEL, read_file};
 use crate::{Checkpoint, Error, Result, TensorFile, narrowed};
@@ -188,7 +188,7 @@ impl Model {
     /// # Errors
     /// When the model has something that HLO cannot say, or that was read and not understood.
     pub fn to_hlo_proto(&self) -> Result<Vec<u8>> {
-        let lowered = qwix_pjrt::lower(&self.graph, "cpu")?;
+        let lowered = qwix_pjrt::lower(&self.graph, "cpu", Precision::Default)?;
         Ok(qwix_pjrt::Program::new(&lowered)?.bytes().to_vec())
     }
 

@@ -8,11 +8,21 @@ use crate::args;
 use crate::output;
 
 pub fn backend(args: &args::Backend) -> Result<Box<dyn Backend>> {
-    let Some(dir) = &args.xla_cache else { return Ok(qwix::backend(&args.name)?) };
+    let for_xla =
+        [("--xla-cache", args.xla_cache.is_some()), ("--xla-precision", args.xla_precision.is_some())];
+    let Some((option, _)) = for_xla.iter().find(|(_, given)| *given) else {
+        return Ok(qwix::backend(&args.name)?);
+    };
     let (name, plugin) = args.name.split_once(':').unwrap_or((&args.name, ""));
     if name != "xla" {
-        bail!("--xla-cache is for --backend xla; `{name}` compiles nothing that could be kept");
+        bail!("{option} is for --backend xla; `{name}` has no use for it");
     }
-    let backend = qwix::xla_backend(plugin)?.with_cache(Cache::new(dir), output::warning);
+    let mut backend = qwix::xla_backend(plugin)?;
+    if let Some(dir) = &args.xla_cache {
+        backend = backend.with_cache(Cache::new(dir), output::warning);
+    }
+    if let Some(precision) = args.xla_precision {
+        backend = backend.with_precision(precision);
+    }
     Ok(Box::new(backend))
 }

@@ -3,9 +3,12 @@
 use super::{literal, numbers};
 use crate::proto::{
     ConvolutionDimensionNumbers, DotDimensionNumbers, GatherDimensionNumbers, HloInstructionProto,
-    PaddingConfig, PaddingConfigDimension, ScatterDimensionNumbers, SliceDimensions, Window, WindowDimension,
+    PaddingConfig, PaddingConfigDimension, PrecisionConfig, ScatterDimensionNumbers, SliceDimensions, Window,
+    WindowDimension,
 };
-use crate::{CompareOrder, ConvDims, DotDims, GatherDims, Op, PadDim, RngAlgorithm, ScatterDims, WindowDim};
+use crate::{
+    CompareOrder, ConvDims, DotDims, GatherDims, Op, PadDim, Precision, RngAlgorithm, ScatterDims, WindowDim,
+};
 
 /// Writes the attributes of an op; opcode, operands and called computations are there already.
 ///
@@ -74,12 +77,16 @@ pub(super) fn write_attributes(op: &Op, i: &mut HloInstructionProto) -> Result<(
             i.unique_indices = dims.unique_indices;
             i.scatter_dimension_numbers = Some(Box::new(scatter(dims)));
         }
-        Op::Dot(dims) => i.dot_dimension_numbers = Some(Box::new(dot(dims))),
+        Op::Dot(dims) => {
+            i.dot_dimension_numbers = Some(Box::new(dot(dims)));
+            i.precision_config = precision(dims.operand_precision);
+        }
         Op::Convolution(dims) => {
             i.window = Some(window(&dims.window));
             i.feature_group_count = dims.feature_group_count as i64;
             i.batch_group_count = dims.batch_group_count as i64;
             i.convolution_dimension_numbers = Some(Box::new(convolution(dims)));
+            i.precision_config = precision(dims.operand_precision);
         }
         Op::ReduceWindow { window: dims, .. } | Op::SelectAndScatter { window: dims, .. } => {
             i.window = Some(window(dims));
@@ -136,6 +143,17 @@ fn dot(dims: &DotDims) -> DotDimensionNumbers {
         lhs_batch_dimensions: numbers(&dims.lhs_batch),
         rhs_batch_dimensions: numbers(&dims.rhs_batch),
     }
+}
+
+/// Left out where it is the default.
+fn precision(sides: [Precision; 2]) -> Option<PrecisionConfig> {
+    let number = |precision| match precision {
+        Precision::Default => 0,
+        Precision::High => 1,
+        Precision::Highest => 2,
+    };
+    let given = sides != [Precision::Default; 2];
+    given.then(|| PrecisionConfig { operand_precision: sides.map(number).to_vec(), algorithm: 0 })
 }
 
 fn convolution(dims: &ConvDims) -> ConvolutionDimensionNumbers {

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use super::literal;
 use super::shape::{one_an_axis, opaque_part, size, sizes};
 use crate::proto::{
-    ConvolutionDimensionNumbers, GatherDimensionNumbers, HloInstructionProto, ScatterDimensionNumbers, Window,
+    ConvolutionDimensionNumbers, GatherDimensionNumbers, HloInstructionProto, PrecisionConfig,
+    ScatterDimensionNumbers, Window,
 };
 use crate::{
     BinaryOp, CompareOrder, Comparison, Computation, ConvDims, CustomCall, DotDims, GatherDims, Op, PadDim,
-    RngAlgorithm, ScatterDims, SliceDim, Type, UnaryOp, Unsupported, WindowDim,
+    Precision, RngAlgorithm, ScatterDims, SliceDim, Type, UnaryOp, Unsupported, WindowDim,
 };
 
 /// How many computations an instruction calls that the graph has to know, or `None` when it does not have to.
@@ -145,18 +146,28 @@ pub(super) fn op_of(
             if !i.dot_sparsity.is_empty() {
                 return unsupported(opcode, "sparse operands");
             }
+            let operand_precision = match precision(i.precision_config.as_ref()) {
+                Ok(sides) => sides,
+                Err(reason) => return unsupported(opcode, &reason),
+            };
             let dims = i.dot_dimension_numbers.ok_or("it has no dimension numbers")?;
             Op::Dot(DotDims {
                 lhs_contracting: sizes("lhs contracting", &dims.lhs_contracting_dimensions)?,
                 rhs_contracting: sizes("rhs contracting", &dims.rhs_contracting_dimensions)?,
                 lhs_batch: sizes("lhs batch", &dims.lhs_batch_dimensions)?,
                 rhs_batch: sizes("rhs batch", &dims.rhs_batch_dimensions)?,
+                operand_precision,
             })
         }
         "convolution" => {
             let dims = i.convolution_dimension_numbers.as_ref().ok_or("it has no dimension numbers")?;
             let window = window(i.window.as_ref())?;
-            Op::Convolution(convolution(dims, window, i.feature_group_count, i.batch_group_count)?)
+            let mut dims = convolution(dims, window, i.feature_group_count, i.batch_group_count)?;
+            match precision(i.precision_config.as_ref()) {
+                Ok(sides) => dims.operand_precision = sides,
+                Err(reason) => return unsupported(opcode, &reason),
+            }
+            Op::Convolution(dims)
         }
 
         "reduce" => {
@@ -296,7 +307,28 @@ fn convolution(
         window,
         feature_group_count: groups("feature group count", feature_groups)?,
         batch_group_count: groups("batch group count", batch_groups)?,
+        operand_precision: [Precision::Default; 2],
     })
+}
+
+/// Of both sides of a product; nothing said is the default.
+fn precision(config: Option<&PrecisionConfig>) -> Result<[Precision; 2], String> {
+    let Some(config) = config else { return Ok([Precision::Default; 2]) };
+    if config.algorithm != 0 {
+        return Err(format!("algorithm {} of PrecisionConfig", config.algorithm));
+    }
+    let known = |number: i32| match number {
+        0 => Ok(Precision::Default),
+        1 => Ok(Precision::High),
+        2 => Ok(Precision::Highest),
+        other => Err(format!("precision {other} of PrecisionConfig")),
+    };
+    match config.operand_precision[..] {
+        [] => Ok([Precision::Default; 2]),
+        [both] => Ok([known(both)?; 2]),
+        [lhs, rhs] => Ok([known(lhs)?, known(rhs)?]),
+        _ => Err(format!("a product has 2 sides, found {} precisions", config.operand_precision.len())),
+    }
 }
 
 fn gather(

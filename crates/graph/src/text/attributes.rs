@@ -1,7 +1,7 @@
 //! Attributes of an instruction: `name=value` after its operands.
 
 use super::scan::{Fault, Scanner};
-use crate::{PadDim, SliceDim, WindowDim};
+use crate::{PadDim, Precision, SliceDim, WindowDim};
 
 /// The attributes of one instruction, not read yet.
 pub(super) struct Attributes<'a> {
@@ -102,6 +102,23 @@ impl<'a> Attributes<'a> {
             [one] => Ok(*one),
             list => Err(self.fault(format!("`{name}` should be one axis, found {list:?}"))),
         }
+    }
+
+    /// `{highest,default}`, one for each side of a product; the default when there is no such attribute.
+    pub(super) fn precision(&self) -> Result<[Precision; 2], Fault> {
+        let Some(s) = self.get("operand_precision") else { return Ok([Precision::Default; 2]) };
+        let list = whole(s, |s| {
+            braces(s, |s| {
+                let at = s.position();
+                let name = s.expect_word("a precision")?;
+                let known = Precision::ALL.into_iter().find(|precision| precision.name() == name);
+                known.ok_or_else(|| {
+                    s.fault_at(at, format!("expected default, high or highest, found `{name}`"))
+                })
+            })
+        })?;
+        <[Precision; 2]>::try_from(list)
+            .map_err(|list| self.fault(format!("a product has 2 sides, found {} precisions", list.len())))
     }
 
     /// `{[0:2], [1:9:2]}`.

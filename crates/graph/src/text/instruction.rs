@@ -109,6 +109,7 @@ pub(super) fn op_of(
                 rhs_contracting: a.counts("rhs_contracting_dims")?,
                 lhs_batch: a.counts("lhs_batch_dims")?,
                 rhs_batch: a.counts("rhs_batch_dims")?,
+                operand_precision: a.precision()?,
             })
         }
         "convolution" => Op::Convolution(convolution(a)?),
@@ -233,6 +234,7 @@ fn convolution(a: &Attributes<'_>) -> Result<ConvDims, Fault> {
         window: a.window()?,
         feature_group_count: groups("feature_group_count")?,
         batch_group_count: groups("batch_group_count")?,
+        operand_precision: a.precision()?,
     })
 }
 

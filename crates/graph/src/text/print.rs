@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use super::constant::write_constant;
 use crate::{
-    ArrayType, CompareOrder, Computation, ConvDims, Graph, Node, Op, Parameter, Prep, RngAlgorithm, Role,
-    Slot, Type, WindowDim,
+    ArrayType, CompareOrder, Computation, ConvDims, Graph, Node, Op, Parameter, Precision, Prep,
+    RngAlgorithm, Role, Slot, Type, WindowDim,
 };
 
 /// What [`Graph::to_text`] writes.
@@ -216,6 +216,7 @@ impl Printer {
                     + &format!(", lhs_contracting_dims={}", list(&d.lhs_contracting))
                     + &non_empty("rhs_batch_dims", &d.rhs_batch)
                     + &format!(", rhs_contracting_dims={}", list(&d.rhs_contracting))
+                    + &precision(d.operand_precision)
             }
             Op::Convolution(dims) => {
                 let mut text = window(&dims.window) + &format!(", dim_labels={}", dim_labels(dims));
@@ -225,7 +226,7 @@ impl Printer {
                 if dims.batch_group_count != 1 {
                     let _ = write!(text, ", batch_group_count={}", dims.batch_group_count);
                 }
-                text
+                text + &precision(dims.operand_precision)
             }
             Op::Reduce { dimensions, computation } => {
                 format!(", dimensions={}, to_apply={}", list(dimensions), self.called(computation))
@@ -310,6 +311,14 @@ pub(super) fn quote(bytes: &[u8]) -> String {
 
 fn list(values: &[usize]) -> String {
     format!("{{{}}}", values.iter().map(usize::to_string).collect::<Vec<_>>().join(","))
+}
+
+/// Left out where it is the default, as XLA does.
+fn precision(sides: [Precision; 2]) -> String {
+    if sides == [Precision::Default; 2] {
+        return String::new();
+    }
+    format!(", operand_precision={{{},{}}}", sides[0].name(), sides[1].name())
 }
 
 fn non_empty(name: &str, values: &[usize]) -> String {

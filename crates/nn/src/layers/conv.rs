@@ -224,6 +224,7 @@ pub(super) fn convolve(
         window,
         feature_group_count,
         batch_group_count: 1,
+        operand_precision: Default::default(),
     };
     let mut y = x.astype(dtype).convolution(&kernel.astype(dtype), &dims);
     if let Some(bias) = bias {

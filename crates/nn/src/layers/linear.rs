@@ -195,6 +195,7 @@ impl Module for DenseGeneral {
             rhs_contracting: (batch..batch + axis.len()).collect(),
             lhs_batch: self.batch_dims.clone(),
             rhs_batch: (0..batch).collect(),
+            ..DotDims::default()
         };
         // The result's axes: batch, the rest of the input's, features.
         let kept = (0..shape.len())

@@ -104,6 +104,7 @@ fn matmul(lhs: &Tensor, rhs: &Tensor) -> Result<Tensor> {
         rhs_contracting: vec![b_sizes.len() - 1 - usize::from(matrices[1])],
         lhs_batch,
         rhs_batch,
+        ..DotDims::default()
     };
     let product = dot_general(&lhs.reshape(&a_sizes), &rhs.reshape(&b_sizes), &dims);
     places.extend(a_places.into_iter().chain(b_places));
@@ -185,6 +186,7 @@ fn einsum(equation: &str, lhs: &Tensor, rhs: &Tensor) -> Result<Tensor> {
         rhs_contracting: right.positions(&contracted),
         lhs_batch: left.positions(&batch),
         rhs_batch: right.positions(&batch),
+        ..DotDims::default()
     };
     let product = dot_general(&left.tensor, &right.tensor, &dims);
     let permutation: Vec<isize> =
