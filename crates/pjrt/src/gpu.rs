@@ -1,15 +1,18 @@
 //! Products as XLA's compilers for GPUs compute them rightly.
 //!
-//! Seen with jaxlib 0.11.2 on an H100, through JAX itself as well: a dot of 8-bit integers whose contracted axes do not
-//! make a multiple of 4 gives wrong numbers; so does a conversion of integers narrower than a byte that is fused into a
-//! product; products of 4-bit floats, convolutions of integers with 32-bit results and convolutions of 8-bit floats are
-//! not compiled, or give NaN. Each is written here in another way that gives the same numbers.
+//! Seen with jaxlib 0.11.2 on an H100, some of it through JAX itself as well: a dot of 8-bit integers or floats into
+//! which other ops are fused, or whose axes are no multiples of 16, gives wrong numbers or NaN; so does a conversion of
+//! integers narrower than a byte that is fused into a product; products of 4-bit floats, convolutions of integers with
+//! 32-bit results and convolutions of 8-bit floats are not compiled, or give NaN; a quotient of f32 is not always the
+//! nearest. Each is written here in another way that gives the same numbers.
 
 use qwix_array::{Array, DType};
-use qwix_graph::{ArrayType, Computation, ConvDims, DotDims, Node, NodeId, Op, PadDim, Precision, SliceDim};
+use qwix_graph::{
+    ArrayType, BinaryOp, Computation, ConvDims, DotDims, Node, NodeId, Op, PadDim, Precision, SliceDim,
+};
 
-/// Contracted axes of 8-bit integers are filled up with zeros to a multiple of this.
-const MULTIPLE: usize = 4;
+/// The axes of matrices of 8-bit numbers are filled up with zeros to a multiple of this.
+const MULTIPLE: usize = 16;
 
 /// Writes a node whose operands are at `operands` already, if it has to be written otherwise.
 pub(crate) fn write(computation: &mut Computation, node: &Node, operands: &[NodeId]) -> Option<NodeId> {
@@ -20,6 +23,7 @@ pub(crate) fn write(computation: &mut Computation, node: &Node, operands: &[Node
             let x = emit.widened(x)?;
             Some(emit.convert(x, target))
         }
+        (Op::Binary(BinaryOp::Divide), &[one, x]) => emit.reciprocal(one, x),
         (Op::Dot(dims), &[lhs, rhs]) => emit.dot(dims, lhs, rhs),
         (Op::Convolution(dims), &[input, kernel]) => emit.convolution(dims, input, kernel),
         _ => None,
@@ -83,55 +87,83 @@ impl Emit<'_> {
     fn widened(&mut self, x: NodeId) -> Option<NodeId> {
         let ty = self.ty(x)?;
         let wide = ArrayType::new(wider(ty.dtype)?, ty.shape);
-        let x = self.add(Op::Convert, vec![x], wide.clone());
-        Some(self.add(Op::OptimizationBarrier, vec![x], wide))
+        let x = self.add(Op::Convert, vec![x], wide);
+        self.barrier(x)
+    }
+
+    /// The same array, in memory: nothing before is fused with what comes after.
+    fn barrier(&mut self, x: NodeId) -> Option<NodeId> {
+        let ty = self.ty(x)?;
+        Some(self.add(Op::OptimizationBarrier, vec![x], ty))
+    }
+
+    /// 1 / x of f32, rounded to nearest, as the scales of quantized arrays are applied. The quotient of f64 has more than
+    /// twice the bits of f32 and two, so rounding it once more gives the nearest (Figueroa, 1995).
+    fn reciprocal(&mut self, one: NodeId, x: NodeId) -> Option<NodeId> {
+        let result = self.node.ty.as_array()?.clone();
+        let Op::Broadcast { .. } = self.computation.nodes.get(one.index())?.op else { return None };
+        let &[constant] = &self.computation.nodes.get(one.index())?.operands[..] else { return None };
+        let Op::Constant(value) = &self.computation.nodes.get(constant.index())?.op else { return None };
+        if result.dtype != DType::F32 || value.values::<f32>().ok()?.first() != Some(&1.0) {
+            return None;
+        }
+        let operands = vec![self.convert(one, DType::F64), self.convert(x, DType::F64)];
+        let quotient = ArrayType::new(DType::F64, result.shape);
+        let quotient = self.add(Op::Binary(BinaryOp::Divide), operands, quotient);
+        Some(self.convert(quotient, DType::F32))
     }
 
     fn dot(&mut self, dims: &DotDims, lhs: NodeId, rhs: NodeId) -> Option<NodeId> {
         let result = self.node.ty.as_array()?.clone();
         let (l, r) = (self.widened(lhs).unwrap_or(lhs), self.widened(rhs).unwrap_or(rhs));
-        let (l_ty, r_ty) = (self.ty(l)?, self.ty(r)?);
-        let mut dims = dims.clone();
-        if is_fp8(l_ty.dtype) && is_fp8(r_ty.dtype) {
-            // Otherwise tensor cores add up in fewer bits than f32 has.
-            dims.operand_precision = [Precision::Highest; 2];
-            return Some(self.add(Op::Dot(dims), vec![l, r], result));
+        let is_byte = |ty: ArrayType| matches!(ty.dtype, DType::S8 | DType::U8) || is_fp8(ty.dtype);
+        if is_byte(self.ty(l)?) && is_byte(self.ty(r)?) {
+            return self.dot_of_bytes(dims.clone(), l, r, result);
         }
-        let bytes = |ty: &ArrayType| matches!(ty.dtype, DType::S8 | DType::U8);
-        if bytes(&l_ty) && bytes(&r_ty) {
-            return self.dot_of_bytes(dims, l, r, result);
-        }
-        ((l, r) != (lhs, rhs)).then(|| self.add(Op::Dot(dims), vec![l, r], result))
+        ((l, r) != (lhs, rhs)).then(|| self.add(Op::Dot(dims.clone()), vec![l, r], result))
     }
 
-    /// A dot of 8-bit integers.
+    /// A dot of 8-bit numbers: of whole blocks, and apart from what stands around it.
     fn dot_of_bytes(&mut self, mut dims: DotDims, lhs: NodeId, rhs: NodeId, ty: ArrayType) -> Option<NodeId> {
         let (mut l, mut r) = (lhs, rhs);
         let (mut l_ty, mut r_ty) = (self.ty(l)?, self.ty(r)?);
+        if is_fp8(l_ty.dtype) && is_fp8(r_ty.dtype) {
+            // Otherwise tensor cores add up in fewer bits than f32 has.
+            dims.operand_precision = [Precision::Highest; 2];
+        }
         if dims.lhs_contracting.is_empty() {
             // Nothing is summed: over one axis of size 1, then.
             (dims.lhs_contracting, dims.rhs_contracting) = (vec![l_ty.shape.len()], vec![r_ty.shape.len()]);
             l_ty.shape.push(1);
             r_ty.shape.push(1);
-            l = self.add(Op::Reshape, vec![l], l_ty.clone());
+            l = self.add(Op::Reshape, vec![l], l_ty);
             r = self.add(Op::Reshape, vec![r], r_ty);
         }
-        let contracted: usize = dims.lhs_contracting.iter().map(|&axis| l_ty.shape[axis]).product();
-        if !contracted.is_multiple_of(MULTIPLE) {
-            l = self.filled(l, *dims.lhs_contracting.last()?)?;
-            r = self.filled(r, *dims.rhs_contracting.last()?)?;
+        l = self.filled(l, &dims.lhs_batch)?;
+        r = self.filled(r, &dims.rhs_batch)?;
+        let (l, r) = (self.barrier(l)?, self.barrier(r)?);
+        let full = dims.output_shape(&self.ty(l)?.shape, &self.ty(r)?.shape).ok()?;
+        let product = self.add(Op::Dot(dims), vec![l, r], ArrayType::new(ty.dtype, full.clone()));
+        let product = self.barrier(product)?;
+        if full == ty.shape {
+            return Some(product);
         }
-        Some(self.add(Op::Dot(dims), vec![l, r], ty))
+        let slice = ty.shape.iter().map(|&size| SliceDim { start: 0, limit: size, stride: 1 }).collect();
+        Some(self.add(Op::Slice(slice), vec![product], ty))
     }
 
-    /// Zeros at the end of an axis, up to a multiple.
-    fn filled(&mut self, x: NodeId, axis: usize) -> Option<NodeId> {
+    /// Zeros at the end of every axis but some, up to a multiple.
+    fn filled(&mut self, x: NodeId, but: &[usize]) -> Option<NodeId> {
         let mut ty = self.ty(x)?;
-        let size = ty.shape[axis];
-        let full = size.checked_next_multiple_of(MULTIPLE)?;
         let mut dims = vec![PadDim { low: 0, high: 0, interior: 0 }; ty.shape.len()];
-        dims[axis].high = (full - size) as i64;
-        ty.shape[axis] = full;
+        for axis in (0..ty.shape.len()).filter(|axis| !but.contains(axis)) {
+            let full = ty.shape[axis].checked_next_multiple_of(MULTIPLE)?;
+            dims[axis].high = (full - ty.shape[axis]) as i64;
+            ty.shape[axis] = full;
+        }
+        if dims.iter().all(|dim| dim.high == 0) {
+            return Some(x);
+        }
         self.pad(x, dims, ty)
     }
 
@@ -148,7 +180,9 @@ impl Emit<'_> {
         if narrow_float(dtypes.0) || narrow_float(dtypes.1) {
             let input = self.widened(input).unwrap_or(input);
             let kernel = self.widened(kernel).unwrap_or(kernel);
-            let operands = vec![self.convert(input, DType::F32), self.convert(kernel, DType::F32)];
+            // Behind barriers, or the compiler makes it a convolution of 8-bit floats again.
+            let operands = [input, kernel].map(|x| self.convert(x, DType::F32)).map(|x| self.barrier(x));
+            let operands = operands.into_iter().collect::<Option<Vec<_>>>()?;
             let wide = ArrayType::new(DType::F32, result.shape);
             let product = self.add(Op::Convolution(dims.clone()), operands, wide);
             return Some(self.convert(product, result.dtype));
