@@ -126,7 +126,8 @@ fn narrow_floats_are_widened() {
 #[test]
 fn convolutions_of_integers_are_dots() {
     let plain = |size| WindowDim::new(size);
-    let rows: Vec<(&str, Vec<usize>, Vec<usize>, Vec<WindowDim>, usize)> = vec![
+    type Row = (&'static str, Vec<usize>, Vec<usize>, Vec<WindowDim>, usize);
+    let rows: Vec<Row> = vec![
         ("plain", vec![2, 5, 6, 3], vec![3, 2, 3, 4], vec![plain(3), plain(2)], 1),
         ("one by one", vec![1, 4, 4, 8], vec![1, 1, 8, 5], vec![plain(1), plain(1)], 1),
         (
