@@ -88,6 +88,8 @@ pub(crate) struct HloInstructionProto {
     pub scatter_dimension_numbers: Option<Box<ScatterDimensionNumbers>>,
     #[prost(int64, tag = "50")]
     pub feature_group_count: i64,
+    #[prost(message, optional, tag = "51")]
+    pub precision_config: Option<PrecisionConfig>,
     #[prost(int64, tag = "58")]
     pub batch_group_count: i64,
     #[prost(bool, tag = "60")]
@@ -109,6 +111,18 @@ pub(crate) struct HloInstructionProto {
     /// `SparsityDescriptor`s, of which only the presence matters here.
     #[prost(bytes = "vec", repeated, tag = "86")]
     pub dot_sparsity: Vec<Vec<u8>>,
+}
+
+/// `PrecisionConfig`: how exact a product is, an entry for each operand.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct PrecisionConfig {
+    #[prost(int32, repeated, tag = "1")]
+    pub operand_precision: Vec<i32>,
+}
+
+impl PrecisionConfig {
+    /// `HIGHEST`: in the operands' own type.
+    pub const HIGHEST: i32 = 2;
 }
 
 /// The fields of an `HloInstructionProto` that say how instructions hang together.

@@ -19,6 +19,7 @@ mod ffi;
 mod install;
 mod loader;
 mod lower;
+mod nvidia;
 mod options;
 mod plugin;
 mod plugins;

@@ -3,7 +3,8 @@
 use super::{literal, numbers};
 use crate::proto::{
     ConvolutionDimensionNumbers, DotDimensionNumbers, GatherDimensionNumbers, HloInstructionProto,
-    PaddingConfig, PaddingConfigDimension, ScatterDimensionNumbers, SliceDimensions, Window, WindowDimension,
+    PaddingConfig, PaddingConfigDimension, PrecisionConfig, ScatterDimensionNumbers, SliceDimensions, Window,
+    WindowDimension,
 };
 use crate::{CompareOrder, ConvDims, DotDims, GatherDims, Op, PadDim, RngAlgorithm, ScatterDims, WindowDim};
 
@@ -74,8 +75,12 @@ pub(super) fn write_attributes(op: &Op, i: &mut HloInstructionProto) -> Result<(
             i.unique_indices = dims.unique_indices;
             i.scatter_dimension_numbers = Some(Box::new(scatter(dims)));
         }
-        Op::Dot(dims) => i.dot_dimension_numbers = Some(Box::new(dot(dims))),
+        Op::Dot(dims) => {
+            i.precision_config = Some(full_precision());
+            i.dot_dimension_numbers = Some(Box::new(dot(dims)));
+        }
         Op::Convolution(dims) => {
+            i.precision_config = Some(full_precision());
             i.window = Some(window(&dims.window));
             i.feature_group_count = dims.feature_group_count as i64;
             i.batch_group_count = dims.batch_group_count as i64;
@@ -114,6 +119,11 @@ pub(super) fn write_attributes(op: &Op, i: &mut HloInstructionProto) -> Result<(
         }
     }
     Ok(())
+}
+
+/// A product is what its types say on every device. Left to themselves, GPUs and TPUs compute one of f32 in fewer bits.
+fn full_precision() -> PrecisionConfig {
+    PrecisionConfig { operand_precision: vec![PrecisionConfig::HIGHEST; 2] }
 }
 
 fn window(dims: &[WindowDim]) -> Window {
