@@ -286,7 +286,8 @@ pub struct Backend {
     /// Keep what XLA compiled in this folder, and take it from there the next time
     #[arg(long, value_name = "DIR")]
     pub xla_cache: Option<PathBuf>,
-    /// How exactly XLA multiplies floats at least: default (TF32 on NVIDIA's GPUs, bf16 on TPUs), high or highest (f32)
+    /// How exactly XLA multiplies floats at least: highest (f32, unless this says otherwise), high, or default (as JAX
+    /// does unless the model says otherwise: TF32 on NVIDIA's GPUs, bf16 on TPUs)
     #[arg(long, value_name = "PRECISION", value_parser = precision)]
     pub xla_precision: Option<Precision>,
 }

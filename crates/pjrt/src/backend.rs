@@ -59,7 +59,7 @@ impl XlaBackend {
             name: format!("xla:{}", client.platform_name()),
             client: client.clone(),
             options,
-            precision: Precision::Default,
+            precision: Precision::Highest,
             cache: None,
             note: Arc::new(|_| {}),
         })
@@ -72,8 +72,9 @@ impl XlaBackend {
         self
     }
 
-    /// The least precision of products of floats; those of the model that ask for more keep theirs. By default a GPU
-    /// of NVIDIA multiplies f32 in TF32, with 10 bits of fraction, as it does for JAX; [`Precision::Highest`] is f32.
+    /// The least precision of products of floats: [`Precision::Highest`] unless it is set, so that f32 is f32 on every
+    /// device. JAX leaves it at [`Precision::Default`], with which NVIDIA's GPUs multiply in TF32, with 10 bits of
+    /// fraction, and TPUs in bf16; products of the model that ask for more keep theirs.
     pub fn with_precision(mut self, precision: Precision) -> Self {
         self.precision = precision;
         self

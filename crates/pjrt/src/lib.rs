@@ -20,6 +20,7 @@ mod gpu;
 mod install;
 mod loader;
 mod lower;
+mod nvidia;
 mod options;
 mod plugin;
 mod plugins;

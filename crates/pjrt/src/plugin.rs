@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::ffi::{self, Api, ApiVersion, Arguments, FIRST_SLOT, RawError};
-use crate::{Code, PjrtError, Result};
+use crate::{Code, PjrtError, Result, nvidia};
 
 /// The oldest minor version of the API that is accepted: the first with all dtypes used here. Since 0.58 no field that
 /// is used here has moved.
@@ -75,6 +75,12 @@ impl Plugin {
     }
 
     fn open(path: PathBuf) -> Result<Self> {
+        for needed in nvidia::libraries(&path) {
+            // SAFETY: as below. Should it not load, the plugin looks for one elsewhere, and says so when it needs it.
+            if let Ok(library) = unsafe { libloading::Library::new(&needed) } {
+                std::mem::forget(library);
+            }
+        }
         // SAFETY: loading runs the library's initializers; that it is fit to be run is what the caller of `load` vouches for.
         let library = unsafe { libloading::Library::new(&path) }
             .map_err(|e| PjrtError::plugin(&path, format!("cannot be loaded: {}", chain(&e))))?;

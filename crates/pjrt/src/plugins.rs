@@ -54,7 +54,7 @@ pub const WHEELS: &[Wheel] = &[
         sha256: None,
         library: "xla_cuda_plugin.so",
         installed: "jax_plugins/xla_cuda13",
-        note: "Needs the libraries of CUDA 13 and cuDNN where the system's loader finds them (LD_LIBRARY_PATH). Licence: Apache-2.0.",
+        note: "Needs the libraries of CUDA 13 and cuDNN: as pip installs them (jax[cuda13]), or where the system's loader finds them (LD_LIBRARY_PATH). Licence: Apache-2.0.",
     },
     Wheel {
         name: "cuda12",
@@ -63,7 +63,7 @@ pub const WHEELS: &[Wheel] = &[
         sha256: None,
         library: "xla_cuda_plugin.so",
         installed: "jax_plugins/xla_cuda12",
-        note: "Needs the libraries of CUDA 12 and cuDNN where the system's loader finds them (LD_LIBRARY_PATH). Licence: Apache-2.0.",
+        note: "Needs the libraries of CUDA 12 and cuDNN: as pip installs them (jax[cuda12]), or where the system's loader finds them (LD_LIBRARY_PATH). Licence: Apache-2.0.",
     },
     Wheel {
         name: "rocm",
@@ -203,7 +203,7 @@ pub(crate) fn installed_path(wheel: &Wheel) -> Result<PathBuf> {
 
 /// The folders of installed Python packages: of the active environment, of the `python3` that is found first, of the user
 /// and of the system.
-fn package_folders() -> Vec<PathBuf> {
+pub(crate) fn package_folders() -> Vec<PathBuf> {
     let mut roots: Vec<PathBuf> = Vec::new();
     roots.extend(std::env::var_os("VIRTUAL_ENV").map(PathBuf::from));
     let path = std::env::var_os("PATH").unwrap_or_default();

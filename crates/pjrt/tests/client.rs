@@ -1,4 +1,4 @@
-//! The client against the real CPU plugin.
+//! The client against a real plugin.
 
 mod common;
 
@@ -34,10 +34,16 @@ fn values(array: &Array) -> Vec<f64> {
 #[test]
 fn a_program_runs_and_comes_back_from_bytes() {
     let Some(client) = common::client() else { return };
-    assert_eq!(client.platform_name(), "cpu");
-    assert_eq!(client.devices().len(), 8);
-    // The CPU plugin does not count its memory.
-    assert_eq!(client.devices()[0].memory_stats().unwrap(), None);
+    assert_eq!(client.platform_name(), common::kind().name());
+    let stats = client.devices()[0].memory_stats().unwrap();
+    if common::is_cpu() {
+        assert_eq!(client.devices().len(), 8);
+        // The CPU plugin does not count its memory.
+        assert_eq!(stats, None);
+    } else {
+        let stats = stats.expect("a device counts its memory");
+        assert!(stats.limit.is_none_or(|limit| stats.in_use <= limit), "{stats:?}");
+    }
     let program = Program::new(&doubled()).unwrap();
     let executable = client.compile(&program, &options()).unwrap();
     let bytes = executable.serialize().unwrap();
@@ -69,7 +75,7 @@ fn arrays_of_every_dtype_come_back() {
                 let bytes = (0..dtype.byte_len(count).unwrap()).map(|i| (i * 37 + 11) as u8).collect();
                 Array::from_bytes(dtype, shape, bytes).unwrap()
             };
-            for device in [&client.devices()[0], &client.devices()[3]] {
+            for device in [common::device(client, 0), common::device(client, 3)] {
                 let buffer = client.upload(&array, device).unwrap();
                 if buffer.ty() != &ArrayType::new(dtype, shape) || buffer.device_id() != device.id() {
                     wrong.push(format!("{array:?}: {buffer:?}"));
@@ -78,7 +84,7 @@ fn arrays_of_every_dtype_come_back() {
                     Ok(found) if found == array => {}
                     found => wrong.push(format!("{array:?}: {found:?}")),
                 }
-                let copy = buffer.copy_to(&client.devices()[5]).and_then(|copy| copy.to_array());
+                let copy = buffer.copy_to(common::device(client, 5)).and_then(|copy| copy.to_array());
                 if copy.as_ref() != Ok(&array) {
                     wrong.push(format!("{array:?} copied: {copy:?}"));
                 }
@@ -104,22 +110,24 @@ fn narrow_types_are_packed_on_the_device() {
 fn wrong_arguments_are_refused_before_the_plugin_sees_them() {
     let Some(client) = common::client() else { return };
     let plugin = client.plugin();
-    let other = Client::new(plugin, &[("cpu_device_count", OptionValue::Int(1))]).unwrap();
+    let other = Client::new(plugin, &common::options(1)).unwrap();
     let executable = client.compile(&Program::new(&doubled()).unwrap(), &options()).unwrap();
     let device = &client.devices()[0];
     let right = client.upload(&x(), device).unwrap();
     let transposed = client.upload(&x().reshape(&[3, 2]).unwrap(), device).unwrap();
     let wide = client.upload(&x().convert(DType::F64), device).unwrap();
-    let elsewhere = client.upload(&x(), &client.devices()[1]).unwrap();
+    let elsewhere = client.upload(&x(), common::device(client, 1)).unwrap();
     let foreign = other.upload(&x(), &other.devices()[0]).unwrap();
-    let rows = [
+    let mut rows = vec![
         (vec![], "found 0, expected 1"),
         (vec![&right, &right], "found 2, expected 1"),
         (vec![&transposed], "is f32[3,2], expected f32[2,3]"),
         (vec![&wide], "is f64[2,3], expected f32[2,3]"),
-        (vec![&elsewhere], "is on device 1, expected 0"),
         (vec![&foreign], "another client"),
     ];
+    if client.devices().len() > 1 {
+        rows.push((vec![&elsewhere], "is on device 1, expected 0"));
+    }
     for (arguments, expected) in rows {
         let error = executable.run(&arguments).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
@@ -128,7 +136,7 @@ fn wrong_arguments_are_refused_before_the_plugin_sees_them() {
     assert!(error.contains("1 devices"), "{error}");
     assert!(client.upload(&x(), &other.devices()[0]).is_err());
     assert!(right.copy_to(&other.devices()[0]).is_err());
-    assert!(client.device(8).is_err());
+    assert!(client.device(client.devices().len()).is_err());
     // It still runs.
     assert_eq!(values(&executable.run(&[&right]).unwrap()[1].to_array().unwrap()), values(&x()));
 }
@@ -138,7 +146,8 @@ fn what_cannot_be_compiled_is_an_error() {
     let Some(client) = common::client() else { return };
     let program = Program::new(&doubled()).unwrap();
     let with = |replicas, partitions| CompileOptions { replicas, partitions, ..options() };
-    for options in [with(0, 1), with(1, 0), with(9, 1), with(3, 3)] {
+    let devices = client.devices().len();
+    for options in [with(0, 1), with(1, 0), with(devices + 1, 1), with(3, devices / 2 + 1)] {
         assert!(client.compile(&program, &options).is_err(), "{options:?}");
     }
     let mut unknown = options();
@@ -193,7 +202,7 @@ fn donated_buffers_are_used_up_and_kept_ones_are_not() {
 fn replicas_run_on_devices_of_their_own() {
     let Some(client) = common::client() else { return };
     let program = Program::new(&doubled()).unwrap();
-    let replicas = 4;
+    let replicas = client.devices().len().min(4);
     let executable = client.compile(&program, &CompileOptions { replicas, ..options() }).unwrap();
     assert_eq!(executable.devices().len(), replicas);
     let inputs: Vec<Array> =
@@ -214,6 +223,10 @@ fn replicas_run_on_devices_of_their_own() {
 #[test]
 fn a_program_is_spread_over_devices_as_its_shardings_say() {
     let Some(client) = common::client() else { return };
+    if client.devices().len() < 2 {
+        eprintln!("skipped: a program for two devices, there is one");
+        return;
+    }
     let rows = "{devices=[2,1]<=[2]}";
     let mut graph = doubled();
     let entry = Arc::make_mut(&mut graph.entry);
@@ -292,8 +305,10 @@ fn the_cache_gives_back_what_was_compiled_and_nothing_else() {
     assert_eq!(compile(&program, &options()), (2.0, Origin::Compiled));
     assert_eq!(compile(&program, &options()), (2.0, Origin::Cached));
     // Other options, or another program, are something else.
-    let two = CompileOptions { replicas: 2, ..options() };
-    assert_eq!(compile(&program, &two).1, Origin::Compiled);
+    if client.devices().len() > 1 {
+        let two = CompileOptions { replicas: 2, ..options() };
+        assert_eq!(compile(&program, &two).1, Origin::Compiled);
+    }
     let mut b = GraphBuilder::new("doubled");
     let x = b.input("x", Type::array(DType::F32, [2, 3])).unwrap();
     let y = b.binary(BinaryOp::Multiply, x, x).unwrap();

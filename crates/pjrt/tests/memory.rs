@@ -6,7 +6,7 @@ mod common;
 use qwix_array::{Array, DType};
 use qwix_eval::{Backend, Params, Value};
 use qwix_graph::{DotDims, Graph, GraphBuilder, Path, Type};
-use qwix_pjrt::{Client, CompileOptions, OptionValue, Program, XlaBackend};
+use qwix_pjrt::{Client, CompileOptions, Program, XlaBackend};
 
 /// The bytes of this process that are in memory.
 fn resident() -> usize {
@@ -47,7 +47,7 @@ fn growth(count: usize, mut round: impl FnMut()) -> usize {
 #[test]
 fn runs_and_compilations_leave_nothing_behind() {
     let Some(plugin) = common::plugin() else { return };
-    let client = Client::new(&plugin, &[("cpu_device_count", OptionValue::Int(1))]).unwrap();
+    let client = Client::new(&plugin, &common::options(1)).unwrap();
     let backend = XlaBackend::on(&client, 0).unwrap();
     let (graph, params, inputs) = model();
     let executable = backend.compile(&graph, params.clone()).unwrap();

@@ -1,10 +1,12 @@
-//! Float models on XLA's CPU against JAX, by the goldens of `goldens/models`.
+//! Float models on an XLA device against JAX, by the goldens of `goldens/models`.
 
 mod common;
 #[path = "../../eval/tests/common/mod.rs"]
 mod goldens;
 
 use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use goldens::{Tensors, difference};
 use qwix_array::DType;
@@ -15,11 +17,12 @@ use qwix_pjrt::XlaBackend;
 /// How far an output may be away, relative to its largest value: the graph is not JAX's letter by letter (calls are
 /// inlined, say), so XLA may fuse otherwise and round 16-bit floats elsewhere.
 fn bound(dtype: DType) -> f64 {
-    match dtype {
+    let on_cpu = match dtype {
         DType::BF16 => 4.0 / 256.0,
         DType::F16 => 4.0 / 2048.0,
         _ => 1e-5,
-    }
+    };
+    if common::is_cpu() { on_cpu } else { on_cpu.max(common::device_budget(dtype)) }
 }
 
 fn outputs(folder: &Path, xla: &XlaBackend) -> Result<usize, String> {
@@ -62,13 +65,26 @@ fn models_agree_with_jax() {
         .map(|entry| entry.unwrap().path())
         .collect();
     folders.sort();
-    let (mut wrong, mut count) = (Vec::new(), 0);
-    for folder in folders {
-        match outputs(&folder, &xla) {
-            Ok(outputs) => count += outputs,
-            Err(error) => wrong.push(format!("{}: {error}", folder.file_name().unwrap().display())),
+    let (wrong, next, count) = (Mutex::new(Vec::new()), AtomicUsize::new(0), AtomicUsize::new(0));
+    // Compiling keeps one core busy.
+    let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while let Some(folder) = folders.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    match outputs(folder, &xla) {
+                        Ok(outputs) => drop(count.fetch_add(outputs, Ordering::Relaxed)),
+                        Err(error) => {
+                            let name = folder.file_name().unwrap().display();
+                            wrong.lock().unwrap().push(format!("{name}: {error}"));
+                        }
+                    }
+                }
+            });
         }
-    }
+    });
+    let (mut wrong, count) = (wrong.into_inner().unwrap(), count.into_inner());
+    wrong.sort();
     assert!(wrong.is_empty(), "besides {count} outputs:\n{}", wrong.join("\n"));
     assert!(count > 0, "no models");
 }
