@@ -3,13 +3,11 @@
 //! Seen with jaxlib 0.11.2 on an H100, some of it through JAX itself as well: a dot of 8-bit integers or floats into
 //! which other ops are fused, or whose axes are no multiples of 16, gives wrong numbers or NaN; so does a conversion of
 //! integers narrower than a byte that is fused into a product; products of 4-bit floats, convolutions of integers with
-//! 32-bit results and convolutions of 8-bit floats are not compiled, or give NaN; a quotient of f32 is not always the
-//! nearest. Each is written here in another way that gives the same numbers.
+//! 32-bit results and convolutions of 8-bit floats are not compiled, or give NaN. Each is written here in another way that
+//! gives the same numbers.
 
 use qwix_array::{Array, DType};
-use qwix_graph::{
-    ArrayType, BinaryOp, Computation, ConvDims, DotDims, Node, NodeId, Op, PadDim, Precision, SliceDim,
-};
+use qwix_graph::{ArrayType, Computation, ConvDims, DotDims, Node, NodeId, Op, PadDim, Precision, SliceDim};
 
 /// The axes of matrices of 8-bit numbers are filled up with zeros to a multiple of this.
 const MULTIPLE: usize = 16;
@@ -23,7 +21,6 @@ pub(crate) fn write(computation: &mut Computation, node: &Node, operands: &[Node
             let x = emit.widened(x)?;
             Some(emit.convert(x, target))
         }
-        (Op::Binary(BinaryOp::Divide), &[one, x]) => emit.reciprocal(one, x),
         (Op::Dot(dims), &[lhs, rhs]) => emit.dot(dims, lhs, rhs),
         (Op::Convolution(dims), &[input, kernel]) => emit.convolution(dims, input, kernel),
         _ => None,
@@ -95,22 +92,6 @@ impl Emit<'_> {
     fn barrier(&mut self, x: NodeId) -> Option<NodeId> {
         let ty = self.ty(x)?;
         Some(self.add(Op::OptimizationBarrier, vec![x], ty))
-    }
-
-    /// 1 / x of f32, rounded to nearest, as the scales of quantized arrays are applied. The quotient of f64 has more than
-    /// twice the bits of f32 and two, so rounding it once more gives the nearest (Figueroa, 1995).
-    fn reciprocal(&mut self, one: NodeId, x: NodeId) -> Option<NodeId> {
-        let result = self.node.ty.as_array()?.clone();
-        let Op::Broadcast { .. } = self.computation.nodes.get(one.index())?.op else { return None };
-        let &[constant] = &self.computation.nodes.get(one.index())?.operands[..] else { return None };
-        let Op::Constant(value) = &self.computation.nodes.get(constant.index())?.op else { return None };
-        if result.dtype != DType::F32 || value.values::<f32>().ok()?.first() != Some(&1.0) {
-            return None;
-        }
-        let operands = vec![self.convert(one, DType::F64), self.convert(x, DType::F64)];
-        let quotient = ArrayType::new(DType::F64, result.shape);
-        let quotient = self.add(Op::Binary(BinaryOp::Divide), operands, quotient);
-        Some(self.convert(quotient, DType::F32))
     }
 
     fn dot(&mut self, dims: &DotDims, lhs: NodeId, rhs: NodeId) -> Option<NodeId> {

@@ -81,12 +81,12 @@ pub fn device(client: &Client, number: usize) -> &Device {
 }
 
 /// How far an output may be from another engine's, relative to its largest value, on a device that is no CPU. Sums are
-/// made in another order, divisions and transcendental functions are good to some units in the last place, and an
+/// made in another order, divisions and transcendental functions are good to some units in the last place, and a
 /// type narrower than f32 is rounded after other steps.
 pub fn device_budget(dtype: DType) -> f64 {
     match dtype {
-        DType::BF16 => 2f64.powi(-6),
-        DType::F16 => 2f64.powi(-9),
+        DType::BF16 => 2f64.powi(-5),
+        DType::F16 => 2f64.powi(-8),
         _ => 1e-4,
     }
 }
