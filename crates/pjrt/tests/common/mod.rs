@@ -86,7 +86,7 @@ pub fn device(client: &Client, number: usize) -> &Device {
 pub fn device_budget(dtype: DType) -> f64 {
     match dtype {
         DType::BF16 => 2f64.powi(-5),
-        DType::F16 => 2f64.powi(-8),
+        DType::F16 => 2f64.powi(-9),
         _ => 1e-4,
     }
 }
