@@ -230,6 +230,14 @@ impl Array {
         }
         Ok(Array { shape: shape.to_vec(), ..self.clone() })
     }
+
+    /// The same bytes as an array of another type, without a copy: packed elements as bytes, for one.
+    ///
+    /// # Errors
+    /// When the type takes another number of bytes.
+    pub fn reinterpret(&self, dtype: DType, shape: &[usize]) -> Result<Self, ArrayError> {
+        Self::from_buffer(dtype, shape, Arc::clone(&self.buffer), self.range.clone())
+    }
 }
 
 /// Joins `N` codes into each byte, the last byte filled up with zeros.
@@ -289,6 +297,15 @@ mod tests {
         ];
         let accepted: Vec<_> = failures.iter().enumerate().filter(|f| f.1.is_ok()).collect();
         assert!(accepted.is_empty(), "{accepted:?}");
+    }
+
+    #[test]
+    fn another_type_has_the_same_bytes() {
+        let array = Array::from_vec(&[3], vec![0x21u8, 0x43, 0x05]).unwrap();
+        let nibbles = array.reinterpret(DType::U4, &[5]).unwrap();
+        assert_eq!(*nibbles.unpack_u8().unwrap(), [1, 2, 3, 4, 5]);
+        assert_eq!(nibbles.bytes().as_ptr(), array.bytes().as_ptr());
+        assert!(array.reinterpret(DType::U4, &[4]).is_err());
     }
 
     #[test]

@@ -176,6 +176,7 @@ pub struct Quantize {
 /// Run a quantized package, or a float model with its parameters
 ///
 /// With --rules the float model is quantized while its parameters are read, and runs quantized; nothing is kept on disk.
+/// A package's parameters are mapped, not read: what it takes to open one does not depend on its size.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   qwix run model.int8 --inputs inputs.safetensors -o outputs.safetensors
@@ -208,6 +209,9 @@ pub struct Run {
     /// Leave out parameters that the model does not have, instead of refusing them
     #[arg(long)]
     pub allow_extra_params: bool,
+    /// Hold a package's parameters against their hash first, which reads them whole
+    #[arg(long)]
+    pub verify: bool,
     /// Where to write the outputs: safetensors with keys 0, 1, …
     #[arg(short, long, value_name = "OUT.safetensors")]
     pub output: PathBuf,

@@ -283,7 +283,8 @@ fn packages_that_are_damaged() {
             None => std::fs::remove_file(path(name)).unwrap(),
         }
         let out = folder.path("out.safetensors");
-        let run = qwix(["run", &package, "--inputs", &digits("images.safetensors"), "-o", &out]);
+        let images = digits("images.safetensors");
+        let run = qwix(["run", &package, "--verify", "--inputs", &images, "-o", &out]);
         let mut found = complaints(&run, expected);
         found.extend(complaints(&qwix(["dump", &package, "-o", &out]), expected));
         if folder.file("out.safetensors").exists() {

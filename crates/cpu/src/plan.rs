@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use qwix_array::{Array, DType};
 use qwix_eval::{EvalError, Value};
 use qwix_graph::{ArrayType, Computation, Node, NodeId, Op, Type};
+use rayon::prelude::*;
 
 use crate::buffers::Pool;
 use crate::steps;
@@ -38,6 +39,12 @@ pub struct StepTime {
 pub(crate) trait Step: Send + Sync {
     /// What it is, for people who look at plans.
     fn name(&self) -> &'static str;
+
+    /// The work on weights that is done once, before the first run. It is put off until all steps are planned, so that
+    /// those of a model are prepared side by side.
+    fn prepare(&mut self) -> Result<(), EvalError> {
+        Ok(())
+    }
 
     /// The node's value. Operands that nobody uses afterwards are handed over for good: their memory may be written.
     fn run(&self, operands: Vec<Value>, context: &Context<'_>) -> Result<Value, EvalError>;
@@ -206,6 +213,9 @@ impl Program {
                 parameters.push((number, slot(id.index())));
             }
         }
+        let prepared: Vec<Result<(), EvalError>> =
+            steps.par_iter_mut().map(|step| step.step.prepare().map_err(|e| named(e, &step.node))).collect();
+        prepared.into_iter().collect::<Result<(), _>>()?;
         let slots = next;
         let mut used = vec![false; slots];
         used[root] = true;
@@ -265,7 +275,8 @@ impl Planning<'_> {
                 Op::Parameter(number) => arguments.get_mut(*number).and_then(Option::take),
                 Op::Constant(array) => Some(crate::values::aligned(Value::Array(array.clone()))?),
                 _ if self.worth_folding(node) => {
-                    let planned = steps::plan(self, NodeId(index as u32))?;
+                    let mut planned = steps::plan(self, NodeId(index as u32))?;
+                    planned.step.prepare().map_err(|e| named(e, &node.name))?;
                     let operands: Option<Vec<Value>> =
                         planned.operands.iter().map(|o| self.known[o.index()].clone()).collect();
                     match operands {

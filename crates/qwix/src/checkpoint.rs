@@ -1,4 +1,4 @@
-//! Checkpoints: the parameters of a model in safetensors files, read tensor by tensor.
+//! Checkpoints: the parameters of a model in safetensors files, read or mapped tensor by tensor.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path as FilePath, PathBuf};
@@ -83,19 +83,33 @@ impl Checkpoint {
         Some((*file, self.files.get(*file)?.offset(key)?))
     }
 
-    /// Reads one parameter.
+    /// Reads one parameter into memory.
     ///
     /// # Errors
     /// When the checkpoint does not hold it, or its file cannot be read.
     pub fn read(&self, path: &Path) -> Result<Array> {
-        let found = self.tensors.get(path).and_then(|(file, key)| Some((self.files.get(*file)?, key)));
-        match found {
-            Some((file, key)) => file.read(key),
-            None => Err(Error::checkpoint(&self.name, Some(path.as_str()), "is not in the checkpoint")),
-        }
+        let (file, key) = self.find(path)?;
+        file.read(key)
     }
 
-    /// Reads everything. For models that fit the memory twice; [`Checkpoint::read`] streams.
+    /// One parameter over its mapped file, as [`TensorFile::map`] has it.
+    ///
+    /// # Errors
+    /// When the checkpoint does not hold it, or its file cannot be read or has changed.
+    pub fn map(&self, path: &Path) -> Result<Array> {
+        let (file, key) = self.find(path)?;
+        file.map(key)
+    }
+
+    /// The file that a parameter is in, and its key there.
+    fn find(&self, path: &Path) -> Result<(&TensorFile, &str)> {
+        let found =
+            self.tensors.get(path).and_then(|(file, key)| Some((self.files.get(*file)?, key.as_str())));
+        found.ok_or_else(|| Error::checkpoint(&self.name, Some(path.as_str()), "is not in the checkpoint"))
+    }
+
+    /// Reads everything into memory. For models that fit it twice; [`Checkpoint::read`] streams, [`Checkpoint::map`]
+    /// borrows.
     ///
     /// # Errors
     /// When a file cannot be read.

@@ -88,14 +88,14 @@ impl Model {
         }
     }
 
-    /// Reads the variables from a checkpoint, those of the model and no other.
+    /// The variables from a checkpoint, those of the model and no other, over the mapped file (see [`Checkpoint::map`]).
     ///
     /// # Errors
-    /// As [`Model::check_params`], or when the checkpoint cannot be read.
+    /// As [`Model::check_params`], or when the checkpoint cannot be read or has changed.
     pub fn read_params(&self, checkpoint: &Checkpoint, allow_extra_params: bool) -> Result<Params> {
         self.check_params(checkpoint, allow_extra_params)?;
         let variables = self.graph.variables();
-        variables.map(|(_, p)| Ok((p.path.clone(), Value::Array(checkpoint.read(&p.path)?)))).collect()
+        variables.map(|(_, p)| Ok((p.path.clone(), Value::Array(checkpoint.map(&p.path)?)))).collect()
     }
 
     /// Reads the inputs of one call: keys `0`, `1`, … in the model's order, or the inputs' names. A dtype that the

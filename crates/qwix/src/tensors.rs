@@ -1,4 +1,4 @@
-//! The safetensors format: a file opened for reads tensor by tensor, and a writer.
+//! The safetensors format: a file opened to be read or mapped tensor by tensor, and a writer.
 //!
 //! The header is believed only after every size in it was checked against the file's.
 
@@ -7,9 +7,11 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path as FilePath, PathBuf};
+use std::sync::{Arc, OnceLock};
 
-use qwix_array::{Array, DType};
+use qwix_array::{Array, Buffer, DType};
 use qwix_graph::ArrayType;
+use qwix_mapped::MappedFile;
 use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 use serde::de::{self, MapAccess, Visitor};
@@ -20,12 +22,15 @@ use crate::{Error, Result};
 /// The largest header that is read, as in the format's own library.
 const MAX_HEADER: u64 = 100_000_000;
 
-/// A safetensors file whose header was read and checked; tensors are read when asked for.
-#[derive(Debug)]
+/// A safetensors file whose header was read and checked. Its tensors are read into memory when asked for
+/// ([`TensorFile::read`]), or borrow the mapped file ([`TensorFile::map`]).
 pub struct TensorFile {
     name: PathBuf,
     file: File,
+    size: u64,
     tensors: BTreeMap<String, Entry>,
+    /// The whole file, from the first [`TensorFile::map`] on; nothing where it cannot be mapped.
+    mapped: OnceLock<Option<Arc<dyn Buffer>>>,
 }
 
 #[derive(Debug)]
@@ -67,7 +72,7 @@ impl TensorFile {
         let header: Header = serde_json::from_slice(&header)
             .map_err(|e| bad(format!("the header is not what safetensors writes: {e}")))?;
         let tensors = check(name, header, 8 + header_len, size)?;
-        Ok(TensorFile { name: name.to_owned(), file, tensors })
+        Ok(TensorFile { name: name.to_owned(), file, size, tensors, mapped: OnceLock::new() })
     }
 
     /// The file's name, as it was given.
@@ -90,22 +95,74 @@ impl TensorFile {
         self.tensors.get(key).map(|entry| entry.offset)
     }
 
-    /// Reads one tensor.
+    /// Reads one tensor into memory.
     ///
     /// # Errors
     /// When there is none of that key, or the file cannot be read.
     pub fn read(&self, key: &str) -> Result<Array> {
-        let entry = self
-            .tensors
-            .get(key)
-            .ok_or_else(|| Error::checkpoint(&self.name, Some(key), "is not in the file"))?;
+        let entry = self.entry(key)?;
         let mut bytes = vec![0; entry.len];
         read_exact_at(&self.file, &mut bytes, entry.offset)
             .map_err(|source| Error::io("read", &self.name, source))?;
-        if entry.ty.dtype == DType::Pred && bytes.iter().any(|&b| b > 1) {
+        self.checked(key, Array::from_bytes(entry.ty.dtype, &entry.ty.shape, bytes)?)
+    }
+
+    /// One tensor over the mapped file: its bytes are fetched when they are looked at, and stay the system's to drop and
+    /// fetch again. The file is to be left alone while such arrays are in use (see [`qwix_mapped`]): replace it, do not
+    /// write into it. A tensor that does not lie as its elements need it, or whose file the system cannot map, is read
+    /// into memory.
+    ///
+    /// # Errors
+    /// When there is none of that key, the file has another length than when it was opened, or it cannot be read.
+    pub fn map(&self, key: &str) -> Result<Array> {
+        let entry = self.entry(key)?;
+        let aligned = entry.offset.is_multiple_of(entry.ty.dtype.bits().div_ceil(8) as u64);
+        let Some(buffer) = self.mapped()?.filter(|_| aligned) else { return self.read(key) };
+        // The whole file was mapped, so an offset in it fits a usize.
+        let start = entry.offset as usize;
+        let array = Array::from_buffer(
+            entry.ty.dtype,
+            &entry.ty.shape,
+            Arc::clone(buffer),
+            start..start + entry.len,
+        )?;
+        self.checked(key, array)
+    }
+
+    fn mapped(&self) -> Result<Option<&Arc<dyn Buffer>>> {
+        if self.mapped.get().is_none() {
+            let size = self.file.metadata().map_err(|source| Error::io("read", &self.name, source))?.len();
+            if size != self.size {
+                let reason = format!("has {size} bytes, and had {} when it was opened", self.size);
+                return Err(Error::checkpoint(&self.name, None, reason));
+            }
+            // Some file systems have no maps, and some files are larger than an address space.
+            let mapped = MappedFile::new(&self.file, size).ok().map(|map| Arc::new(map) as Arc<dyn Buffer>);
+            // Another thread may have been faster, with the same.
+            let _ = self.mapped.set(mapped);
+        }
+        Ok(self.mapped.get().and_then(Option::as_ref))
+    }
+
+    fn entry(&self, key: &str) -> Result<&Entry> {
+        self.tensors.get(key).ok_or_else(|| Error::checkpoint(&self.name, Some(key), "is not in the file"))
+    }
+
+    /// The array, unless it has bytes that its dtype does not have.
+    fn checked(&self, key: &str, array: Array) -> Result<Array> {
+        if array.dtype() == DType::Pred && array.bytes().iter().any(|&b| b > 1) {
             return Err(Error::checkpoint(&self.name, Some(key), "holds a boolean that is neither 0 nor 1"));
         }
-        Ok(Array::from_bytes(entry.ty.dtype, &entry.ty.shape, bytes)?)
+        Ok(array)
+    }
+}
+
+impl fmt::Debug for TensorFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TensorFile")
+            .field("name", &self.name)
+            .field("tensors", &self.tensors)
+            .finish_non_exhaustive()
     }
 }
 

@@ -55,6 +55,9 @@ fn every_dtype_comes_back_as_it_went() {
         if ours.read(key).unwrap() != *array {
             wrong.push(format!("{key}: read back differently"));
         }
+        if ours.map(key).unwrap() != *array {
+            wrong.push(format!("{key}: mapped differently"));
+        }
         let view = theirs.tensor(key).unwrap();
         if view.data() != array.bytes() || view.shape() != array.shape() {
             wrong.push(format!("{key}: the format's library reads it differently"));
@@ -205,4 +208,65 @@ fn a_boolean_is_0_or_1() {
     let error =
         Checkpoint::open(folder.path().join("b.safetensors")).unwrap().read(&Path::new("a")).unwrap_err();
     assert!(error.to_string().contains("tensor `a`: holds a boolean"), "{error}");
+}
+
+/// Where elements do not lie as they must, at any distance, a copy is made; everything else borrows one map.
+#[test]
+fn what_is_mapped_is_what_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let name = folder.path().join("crooked.safetensors");
+    let mut wrong = Vec::new();
+    for pad in 0..9usize {
+        let end = pad + 16;
+        let header = format!(
+            r#"{{"pad":{{"dtype":"U8","shape":[{pad}],"data_offsets":[0,{pad}]}},"x":{{"dtype":"F32","shape":[4],"data_offsets":[{pad},{end}]}},"none":{{"dtype":"F64","shape":[0],"data_offsets":[{end},{end}]}}}}"#
+        );
+        let mut data = vec![7u8; pad];
+        data.extend([1f32, -2.0, f32::NAN, 1e-40].iter().flat_map(|v| v.to_le_bytes()));
+        fs::write(&name, file_of(&header, &data)).unwrap();
+        let file = TensorFile::open(&name).unwrap();
+        for key in ["pad", "x", "none"] {
+            if file.map(key).unwrap() != file.read(key).unwrap() {
+                wrong.push(format!("{key} behind {pad} bytes differs"));
+            }
+        }
+        let x = file.map("x").unwrap();
+        if x.bytes().as_ptr() as usize % 4 != 0 {
+            wrong.push(format!("x behind {pad} bytes cannot be borrowed as f32"));
+        }
+        let same = file.map("x").unwrap().bytes().as_ptr() == x.bytes().as_ptr();
+        if same != (header.len() + pad).is_multiple_of(4) {
+            wrong.push(format!("x behind {pad} bytes is {}copied", if same { "not " } else { "" }));
+        }
+        // What was mapped outlives the file's name, and another file in its place.
+        fs::remove_file(&name).unwrap();
+        fs::write(&name, b"another").unwrap();
+        if x != file.read("x").unwrap() {
+            wrong.push(format!("x behind {pad} bytes is gone with the file's name"));
+        }
+        fs::remove_file(&name).unwrap();
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn maps_are_checked_as_reads_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let name = folder.path().join("bools.safetensors");
+    let header = r#"{"b":{"dtype":"BOOL","shape":[2],"data_offsets":[0,2]}}"#;
+    fs::write(&name, file_of(header, &[1, 2])).unwrap();
+    let file = TensorFile::open(&name).unwrap();
+    let said = |result: qwix::Result<Array>| result.map_or_else(|e| e.to_string(), |_| "no error".to_owned());
+    let (mapped, read) = (said(file.map("b")), said(file.read("b")));
+    assert!(mapped.contains("neither 0 nor 1") && mapped == read, "{mapped}; {read}");
+    assert_eq!(said(file.map("c")), said(file.read("c")));
+
+    // The file shrinks, or grows, between its opening and its first use.
+    for len in [3, 200] {
+        fs::write(&name, file_of(header, &[1, 0])).unwrap();
+        let file = TensorFile::open(&name).unwrap();
+        fs::OpenOptions::new().write(true).open(&name).unwrap().set_len(len).unwrap();
+        let mapped = said(file.map("b"));
+        assert!(mapped.contains(&format!("has {len} bytes")) && mapped.contains("bools"), "{mapped}");
+    }
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path as FilePath, PathBuf};
 
 use qwix::{
-    Checkpoint, Error, Model, Package, PackageWriter, Params, Path, PtqProvider, QuantStats,
+    Checkpoint, CpuBackend, Error, Model, Package, PackageWriter, Params, Path, PtqProvider, QuantStats,
     QuantizationRule, TensorFile, quantize_model, quantize_params, read_rules,
 };
 
@@ -117,4 +117,35 @@ fn a_package_given_up_leaves_nothing() {
     let incomplete = PackageWriter::begin(&target, &quantized, false).unwrap().finish("[]", false);
     assert!(incomplete.unwrap_err().to_string().contains("is missing"));
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+/// A model computes the same on parameters that borrow the mapped file as on parameters in memory.
+#[test]
+fn mapped_parameters_compute_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let digits = FilePath::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/digits");
+    let model = Model::load(digits.join("model.hlo.pb")).unwrap();
+    let checkpoint = Checkpoint::open(digits.join("params.safetensors")).unwrap();
+    let inputs = model.read_inputs(&TensorFile::open(digits.join("images.safetensors")).unwrap()).unwrap();
+    let outputs = |model: &Model, params: Params| {
+        model.compile(&CpuBackend::default(), params).unwrap().run(&inputs).unwrap()
+    };
+    let (read, mapped) = (checkpoint.read_all().unwrap(), model.read_params(&checkpoint, false).unwrap());
+    assert_eq!(outputs(&model, read.clone()), outputs(&model, mapped));
+
+    let rules = vec![
+        QuantizationRule::new("Dense_.*").weight_qtype("int4").tile_size(32),
+        QuantizationRule::new(".*").weight_qtype("int8").act_qtype("int8"),
+    ];
+    let ptq_model = quantize_model(&model, &PtqProvider::new(rules).unwrap()).unwrap();
+    let params = quantize_params(&read, &ptq_model.abstract_params(), None).unwrap();
+    let quantized = Model::from(ptq_model.graph);
+    let target = folder.path().join("package");
+    let mut writer = PackageWriter::begin(&target, &quantized, false).unwrap();
+    for (path, value) in &params {
+        writer.write(path, value).unwrap();
+    }
+    writer.finish("[]", false).unwrap();
+    let package = Package::open(&target).unwrap();
+    assert_eq!(outputs(package.model(), package.read_all().unwrap()), outputs(&quantized, params));
 }

@@ -20,7 +20,9 @@ fn load(args: &Run, backend: &dyn Backend) -> Result<(Model, Box<dyn Executable>
     match (&args.params, &args.rules, args.model.is_dir()) {
         (None, None, true) => {
             let package = Package::open(&args.model)?;
-            package.verify()?;
+            if args.verify {
+                package.verify()?;
+            }
             let executable = package.compile(backend)?;
             Ok((package.model().clone(), executable))
         }

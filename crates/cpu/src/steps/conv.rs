@@ -344,6 +344,8 @@ struct IntegerConvolution {
     plan: QuantizedConv,
     rounding: Rounding,
     dtype: DType,
+    /// One that does not depend on the call: as it is stored, until the step is prepared.
+    stored: Option<Value>,
     kernel: Option<Kernel>,
 }
 
@@ -375,6 +377,13 @@ impl IntegerConvolution {
 impl Step for IntegerConvolution {
     fn name(&self) -> &'static str {
         "int8-convolution"
+    }
+
+    fn prepare(&mut self) -> Result<(), EvalError> {
+        if let Some(value) = self.stored.take() {
+            self.kernel = Some(self.kernel(&value)?);
+        }
+        Ok(())
     }
 
     fn run(&self, operands: Vec<Value>, context: &Context<'_>) -> Result<Value, EvalError> {
@@ -543,10 +552,12 @@ pub(super) fn plan(planning: &Planning<'_>, id: NodeId) -> Option<Planned> {
                 let step = StoredConvolution { geometry, plan, rounding, dtype };
                 return if floats { Planned::of(node, step) } else { None };
             }
-            let mut step = IntegerConvolution { geometry, plan, rounding, dtype, kernel: None };
+            let mut step = IntegerConvolution { geometry, plan, rounding, dtype, stored: None, kernel: None };
             let mut operands = vec![a, b];
             if let Some(value) = planning.known[b.index()].as_ref() {
-                step.kernel = Some(step.kernel(value).ok()?);
+                // Scales that do not fit are for another step, which must be known now.
+                scales_of(value, step.geometry.groups * step.geometry.outputs).ok()?;
+                step.stored = Some(value.clone());
                 operands.pop();
             }
             Some(Planned { step: Box::new(step), operands })

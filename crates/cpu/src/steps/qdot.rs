@@ -121,10 +121,34 @@ impl ByteSide {
     }
 }
 
-/// The right side: packed when the graph was compiled, or on each run.
+/// The right side.
 enum Right {
-    Packed { panels: Vec<PackedB>, scales: Vec<f32>, zero_points: Option<Vec<i32>> },
+    /// Of a weight: packed when the step is prepared.
+    Fixed { panels: Panels, scales: Vec<f32>, zero_points: Option<Vec<i32>> },
+    /// Of an operand: packed on each run.
     Dynamic,
+}
+
+/// A weight that is packed when its step is prepared.
+enum Panels {
+    Stored(Array),
+    Packed(Vec<PackedB>),
+}
+
+impl Panels {
+    fn prepare(&mut self, side: &ByteSide, sizes: Sizes) -> Result<(), EvalError> {
+        if let Panels::Stored(array) = self {
+            *self = Panels::Packed(pack(array, side, sizes)?);
+        }
+        Ok(())
+    }
+
+    fn get(&self) -> Result<&[PackedB], EvalError> {
+        match self {
+            Panels::Packed(panels) => Ok(panels),
+            Panels::Stored(_) => Err(fail("a weight was not prepared")),
+        }
+    }
 }
 
 /// Integers by integers.
@@ -208,21 +232,28 @@ impl Step for IntegerDot {
         "int8-dot"
     }
 
+    fn prepare(&mut self) -> Result<(), EvalError> {
+        match &mut self.right {
+            Right::Fixed { panels, .. } => panels.prepare(&self.rhs_side, self.sizes),
+            Right::Dynamic => Ok(()),
+        }
+    }
+
     fn run(&self, operands: Vec<Value>, context: &Context<'_>) -> Result<Value, EvalError> {
         let left = operands.first().ok_or_else(|| fail("an operand is missing"))?;
         check(left, &self.lhs)?;
         let Sizes { batch, rows, depth, columns } = self.sizes;
         let packed;
         let (panels, right_scales, right_zero_points) = match &self.right {
-            Right::Packed { panels, scales, zero_points } => {
-                (panels, Cow::Borrowed(scales), zero_points.clone())
+            Right::Fixed { panels, scales, zero_points } => {
+                (panels.get()?, Cow::Borrowed(scales), zero_points.clone())
             }
             Right::Dynamic => {
                 let right = operands.get(1).ok_or_else(|| fail("an operand is missing"))?;
                 check(right, &self.rhs)?;
                 packed = pack(stored(right)?, &self.rhs_side, self.sizes)?;
                 let (scales, zero_points) = right_scales(&self.plan, self.sizes, right)?;
-                (&packed, Cow::Owned(scales), zero_points)
+                (&packed[..], Cow::Owned(scales), zero_points)
             }
         };
         let (values, side) = self.lhs_side.read(stored(left)?)?;
@@ -545,9 +576,9 @@ fn integers(
     let mut operands = vec![a, b];
     if let Some(value) = known(planning, b) {
         check(value, &step.rhs).ok()?;
-        let panels = pack(stored(value).ok()?, &step.rhs_side, sizes).ok()?;
+        let panels = Panels::Stored(stored(value).ok()?.clone());
         let (scales, zero_points) = right_scales(&step.plan, sizes, value).ok()?;
-        step.right = Right::Packed { panels, scales, zero_points };
+        step.right = Right::Fixed { panels, scales, zero_points };
         operands.pop();
     }
     Some(Planned { step: Box::new(step), operands })
@@ -597,13 +628,20 @@ struct PlainIntegers {
     lhs: ByteSide,
     rhs: ByteSide,
     sizes: Sizes,
-    packed: Option<Vec<PackedB>>,
+    packed: Option<Panels>,
     shape: Vec<usize>,
 }
 
 impl Step for PlainIntegers {
     fn name(&self) -> &'static str {
         "int8-product"
+    }
+
+    fn prepare(&mut self) -> Result<(), EvalError> {
+        match &mut self.packed {
+            Some(panels) => panels.prepare(&self.rhs, self.sizes),
+            None => Ok(()),
+        }
     }
 
     fn run(&self, operands: Vec<Value>, context: &Context<'_>) -> Result<Value, EvalError> {
@@ -614,10 +652,10 @@ impl Step for PlainIntegers {
         let stride = side.free() as usize;
         let own;
         let panels = match &self.packed {
-            Some(panels) => panels,
+            Some(panels) => panels.get()?,
             None => {
                 own = pack(stored(operands.get(1).ok_or_else(missing)?)?, &self.rhs, self.sizes)?;
-                &own
+                &own[..]
             }
         };
         let mut out = context.buffers.for_array(DType::S32, &self.shape)?;
@@ -658,7 +696,7 @@ fn plain(
     let right = ByteSide::new(&rhs.shape, &right_axes(dims), (batch, columns, depth), false)?;
     let &[a, b] = &planning.node(id).operands[..] else { return None };
     let (packed, operands) = match planning.known_array(b) {
-        Some(array) => (Some(pack(array, &right, sizes).ok()?), vec![a]),
+        Some(array) => (Some(Panels::Stored(array.clone())), vec![a]),
         None => (None, vec![a, b]),
     };
     let step = PlainIntegers { lhs: left, rhs: right, sizes, packed, shape: ty.shape.clone() };

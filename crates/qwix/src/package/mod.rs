@@ -11,6 +11,9 @@
 
 #[cfg(test)]
 mod format_doc;
+// A file that large cannot be mapped on a machine of 32 bits, nor be cheaply made where files have no holes.
+#[cfg(all(test, unix, target_pointer_width = "64"))]
+mod large;
 mod manifest;
 
 use std::collections::BTreeMap;
@@ -179,12 +182,8 @@ impl PackageWriter {
                 return Err(wrong());
             }
             let file_type = in_file(ty)?;
-            let array = if ty.dtype.is_packed() {
-                &Array::from_bytes(file_type.dtype, &file_type.shape, array.bytes().to_vec())?
-            } else {
-                array
-            };
-            self.params.write(key, array).map_err(|e| Error::io("write", &self.params_name, e))?;
+            let array = array.reinterpret(file_type.dtype, &file_type.shape)?;
+            self.params.write(key, &array).map_err(|e| Error::io("write", &self.params_name, e))?;
         }
         Ok(())
     }
@@ -218,7 +217,8 @@ impl PackageWriter {
     }
 }
 
-/// A package that was opened: the model is read, its parameters are read when asked for.
+/// A package that was opened: the model is read, its parameters are mapped when asked for. What opening takes does not
+/// depend on their size.
 pub struct Package {
     dir: PathBuf,
     manifest: Manifest,
@@ -316,19 +316,14 @@ impl Package {
         self.manifest.qwix_compat
     }
 
-    /// Reads one parameter.
+    /// One parameter, its arrays over the mapped file (see [`TensorFile::map`]).
     ///
     /// # Errors
     /// When it cannot be read, or its parts do not fit each other.
     pub fn read(&self, parameter: &Parameter) -> Result<Value> {
         let mut parts = Vec::new();
         for (key, ty) in stored(parameter)? {
-            let array = self.params.read(&key)?;
-            parts.push(if ty.dtype.is_packed() {
-                Array::from_bytes(ty.dtype, &ty.shape, array.bytes().to_vec())?
-            } else {
-                array
-            });
+            parts.push(self.params.map(&key)?.reinterpret(ty.dtype, &ty.shape)?);
         }
         let mut parts = parts.into_iter();
         let missing = || Error::package(&self.dir, format!("parameter `{}` is not whole", parameter.path));
@@ -342,7 +337,7 @@ impl Package {
         }
     }
 
-    /// Prepares the model for running; its parameters are read one by one, and none is kept here.
+    /// Prepares the model for running; its parameters are handed on one by one, and none is kept here.
     ///
     /// # Errors
     /// When a parameter cannot be read, or the backend cannot run the model or has no room for it.
@@ -354,7 +349,7 @@ impl Package {
         Ok(loader.finish()?)
     }
 
-    /// Reads every parameter.
+    /// Every parameter, as [`Package::read`] has it: what this takes does not depend on their size.
     ///
     /// # Errors
     /// When one cannot be read.
