@@ -142,7 +142,8 @@ pub struct Merge {
 #[command(after_help = "Examples:
   qwix quantize model.hlo.pb --params params.safetensors --rules rules.json -o model.int8
   qwix quantize model.hlo.pb --params model.safetensors.index.json --rules rules.toml -o model.int4
-  qwix quantize model.hlo.pb --params params.safetensors --rules rules.json --float-memory 256MB -o model.int8")]
+  qwix quantize model.hlo.pb --params params.safetensors --rules rules.json --float-memory 256MB -o model.int8
+  qwix quantize model.hlo.pb --params params.safetensors --rules rules.json -o model.int8 --report report.html")]
 pub struct Quantize {
     /// The model
     #[arg(value_name = "MODEL.hlo.pb")]
@@ -168,6 +169,12 @@ pub struct Quantize {
     /// Replace the package that is already at DIR
     #[arg(long)]
     pub force: bool,
+    /// Write a page about every parameter as well: its size and error, and where its values lie in their ranges
+    #[arg(long, value_name = "REPORT.html")]
+    pub report: Option<PathBuf>,
+    /// Print the sizes and errors of all parameters as JSON
+    #[arg(long)]
+    pub json: bool,
     /// Where to write the package
     #[arg(short, long, value_name = "DIR")]
     pub output: PathBuf,

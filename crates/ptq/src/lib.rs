@@ -29,4 +29,4 @@ pub use quantize_stats::quantize_stats;
 pub use rule::{CheckedRule, OP_NAMES, QuantizationRule, Rules, SideRule, TileSize};
 pub use site::{AxisUse, Operand, Product, Site, Storage, Weight, find_sites};
 pub use stats::{QuantStats, Stats, Sums};
-pub use template::{Template, Unfinished};
+pub use template::{Template, Unfinished, human_bytes};

@@ -253,7 +253,7 @@ impl Line {
                 cells[0] = ty.to_string()
             }
         }
-        cells[3] = human(bytes_of(&parameter.ty));
+        cells[3] = human_bytes(bytes_of(&parameter.ty));
         match &parameter.slot {
             Some(Slot::Weight(slot)) if slot.source != *path || !slot.prep.is_empty() => {
                 cells[4].push_str(&format!(" from {} {}", slot.source, slot.source_type));
@@ -315,14 +315,14 @@ impl fmt::Display for Template {
         writeln!(
             f,
             "{quantized} of {count} {parameters} quantized, {}, made from {}",
-            human(now),
-            human(before)
+            human_bytes(now),
+            human_bytes(before)
         )
     }
 }
 
 /// A number of bytes for people: `1.2 MB`.
-fn human(count: u64) -> String {
+pub fn human_bytes(count: u64) -> String {
     let mut value = count as f64;
     if value < 999.5 {
         return format!("{count} B");

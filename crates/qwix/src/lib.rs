@@ -28,6 +28,7 @@
 //! | calibrate static ranges | [`QtProvider`], [`calibrate()`], [`CalibrationData`], [`read_stats`], [`write_stats`] |
 //! | run | [`Model::compile`], [`CpuBackend`], [`XlaBackend`], [`ReferenceBackend`] |
 //! | keep a quantized model on disk | [`PackageWriter`], [`Package`] |
+//! | see what quantizing did to each parameter | [`ReportBuilder`], [`Report`] |
 
 #![forbid(unsafe_code)]
 
@@ -39,6 +40,7 @@ pub mod files;
 mod model;
 mod noise;
 mod package;
+mod report;
 mod rules;
 mod streaming;
 mod tensors;
@@ -66,6 +68,9 @@ pub use qwix_ptq::{
     quantize_param, quantize_params, quantize_params_with, quantize_stats, quantize_variables,
 };
 pub use qwix_quant::{Calibration, Granularity, HowToQuantize, QArray, QType, QuantError, Tile};
+pub use report::{BINS, Histogram, Kind, Report, ReportBuilder, SAMPLED, TensorReport, Totals};
 pub use rules::read_rules;
-pub use streaming::{Loaded, Loading, Online, ParamReader, Progress, quantize_checkpoint, quantize_online};
+pub use streaming::{
+    Loaded, Loading, Made, Online, ParamReader, Progress, quantize_checkpoint, quantize_online,
+};
 pub use tensors::{TensorFile, TensorWriter, narrowed, widened, write_tensors};

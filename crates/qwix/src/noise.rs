@@ -14,10 +14,12 @@ pub fn sqnr(reference: &Array, found: &Array) -> Option<f64> {
         signal += r * r;
         noise += (r - f) * (r - f);
     }
-    if noise == 0.0 {
-        return Some(f64::INFINITY);
-    }
-    Some(10.0 * (signal / noise).log10())
+    Some(decibels(signal, noise))
+}
+
+/// The ratio of two powers in dB; infinite where there is no noise.
+pub(crate) fn decibels(signal: f64, noise: f64) -> f64 {
+    if noise == 0.0 { f64::INFINITY } else { 10.0 * (signal / noise).log10() }
 }
 
 #[cfg(test)]

@@ -92,7 +92,12 @@ pub struct Loading<'a> {
     pub quant_stats: Option<&'a QuantStats>,
     /// Is told of every parameter that was handed on, on the caller's thread.
     pub progress: Option<&'a dyn Fn(&Progress<'_>)>,
+    /// Is shown every float parameter and what was made of it, on the thread that made it, in any order.
+    pub made: Option<&'a Made<'a>>,
 }
+
+/// What [`Loading::made`] is shown: a float parameter's path, its values, and what they became, by path.
+pub type Made<'a> = dyn Fn(&Path, &Array, &[(Path, Value)]) + Sync + 'a;
 
 impl Default for Loading<'_> {
     /// A gibibyte of floats, all cores.
@@ -103,6 +108,7 @@ impl Default for Loading<'_> {
             allow_extra_params: false,
             quant_stats: None,
             progress: None,
+            made: None,
         }
     }
 }
@@ -163,7 +169,7 @@ pub fn quantize_checkpoint(
     let total = items.iter().fold(0u64, |sum, item| sum.saturating_add(item.bytes));
     let mut loaded = Loaded { tensors: items.len(), bytes: total, peak_float_bytes: 0, extra };
 
-    let (pipeline, bound) = (Pipeline::default(), loading.float_bytes);
+    let (pipeline, bound, show) = (Pipeline::default(), loading.float_bytes, loading.made);
     thread::scope(|scope| {
         // Whatever happens below, the threads come to an end, and so does the scope.
         let end = EndOnDrop(&pipeline);
@@ -176,7 +182,7 @@ pub fn quantize_checkpoint(
         let read = || pipeline.read(reader, &items, bound);
         let mut started = vec![start("read").spawn_scoped(scope, read).map_err(failed)?];
         for _ in 0..threads.min(items.len()) {
-            let quantize = || pipeline.quantize(template, &items);
+            let quantize = || pipeline.quantize(template, &items, show);
             started.push(start("quantize").spawn_scoped(scope, quantize).map_err(failed)?);
         }
         let mut done = 0;
@@ -301,7 +307,7 @@ impl Pipeline {
     }
 
     /// A quantizing thread.
-    fn quantize(&self, template: &Template, items: &[Item]) {
+    fn quantize(&self, template: &Template, items: &[Item], show: Option<&Made<'_>>) {
         let _end = EndOnPanic(self);
         loop {
             let mut state = self.lock();
@@ -318,6 +324,9 @@ impl Pipeline {
             drop(state);
             let Some(item) = items.get(number) else { return };
             let made = quantize_param(template, &item.path, &array).map_err(Error::from);
+            if let (Some(show), Ok(made)) = (show, &made) {
+                show(&item.path, &array, made);
+            }
             drop(array);
             self.lock().quantized.insert(number, made);
             self.changed.notify_all();

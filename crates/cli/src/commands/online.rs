@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Result, anyhow, bail};
 use qwix::{
-    Checkpoint, Loaded, Loading, Model, Progress, PtqModel, PtqProvider, QuantStats, Template, Value,
+    Checkpoint, Loaded, Loading, Made, Model, Progress, PtqModel, PtqProvider, QuantStats, Template, Value,
     quantize_checkpoint, quantize_model, quantize_stats, read_rules, read_stats,
 };
 
@@ -65,10 +65,11 @@ impl Online {
         Ok(Online { model, checkpoint, ptq_model, quant_stats, rules: rules_text })
     }
 
-    /// Quantizes the checkpoint, parameter by parameter, with a bar.
+    /// Quantizes the checkpoint, parameter by parameter, with a bar; `made` is as [`Loading::made`].
     pub fn load(
         &self,
         float_bytes: u64,
+        made: Option<&Made<'_>>,
         sink: impl FnMut(qwix::Path, Value) -> qwix::Result<()>,
     ) -> Result<Loaded> {
         let bar = Bytes::new();
@@ -79,6 +80,7 @@ impl Online {
             allow_extra_params: true,
             quant_stats: Some(&self.quant_stats),
             progress: Some(&progress),
+            made,
             ..Loading::default()
         };
         Ok(quantize_checkpoint(&self.checkpoint, &self.ptq_model.abstract_params(), &loading, sink)?)

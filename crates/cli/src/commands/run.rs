@@ -36,7 +36,7 @@ fn load(args: &Run, backend: &dyn Backend) -> Result<(Model, Box<dyn Executable>
                 allow_extra_params: args.allow_extra_params,
             })?;
             let mut loader = backend.load(&online.ptq_model.graph)?;
-            online.load(args.float_memory, |path, value| Ok(loader.put(&path, value)?))?;
+            online.load(args.float_memory, None, |path, value| Ok(loader.put(&path, value)?))?;
             Ok((online.model, loader.finish()?))
         }
         (Some(params), None, false) => {
