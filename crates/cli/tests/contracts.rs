@@ -328,3 +328,58 @@ fn a_wrong_command_line_is_status_2() {
         assert!(ran.stdout.is_empty(), "{args:?}");
     }
 }
+
+#[test]
+fn quantize_ends_with_a_table() {
+    let folder = Folder::new();
+    let rules = folder.write("r.json", MIXED);
+    let (model, params) = (digits("model.hlo.pb"), digits("params.safetensors"));
+    let (out, page) = (folder.path("digits"), folder.path("report.html"));
+    let quantize = ["quantize", &model, "--params", &params, "--rules", &rules, "-o", &out, "--force"];
+    let text = qwix(quantize.iter().chain(&["--report", &page])).ok();
+    let expected = format!(
+        "\
+{out}: 3 of 4 dots and convolutions quantized; parameters 287.0 kB → 53.6 kB
+
+  qtype          parameters  weights    before    after  bits per weight
+  int4                    1    65536  262.1 kB  41.0 kB             5.00
+  float8_e4m3fn           1     4608   18.4 kB   4.7 kB             8.22
+  nf4                     1     1280    5.1 kB    680 B             4.25
+  float                   5      330    1.3 kB   1.3 kB            32.00
+  all                     8    71754  287.0 kB  47.7 kB             5.32
+
+Quantized parameters, worst first
+"
+    );
+    assert_eq!(text, expected);
+    let page = std::fs::read_to_string(page).unwrap();
+    assert!(page.starts_with("<!doctype html>") && page.contains("<td>Dense_0/kernel</td>"));
+    assert!(!page.contains("http") && !page.contains(&out), "the page names something outside of it");
+
+    let report = json(&qwix(quantize.iter().chain(&["--json", "--float-memory", "1"])).ok());
+    assert_eq!(report["totals"]["tensors"], 8);
+    let kernel = &report["tensors"].as_array().unwrap()[5];
+    assert_eq!((&kernel["path"], &kernel["qtype"]), (&Value::from("Dense_0/kernel"), &Value::from("int4")));
+    assert_eq!(kernel["histogram"].as_array().unwrap().len(), 65);
+    assert_eq!(report["tensors"][0]["sqnr_db"], Value::Null);
+}
+
+#[test]
+fn reports_go_where_they_may() {
+    let folder = Folder::new();
+    let rules = folder.write("r.json", INT8);
+    let (model, params, out) = (digits("model.hlo.pb"), digits("params.safetensors"), folder.path("digits"));
+    let quantize = ["quantize", &model, "--params", &params, "--rules", &rules, "-o", &out, "--force"];
+    let within = |name: &str| Path::new(&out).join(name).to_str().unwrap().to_owned();
+    let nowhere = folder.path("nowhere/report.html");
+    let attempt = |page: &str, expected: &str| {
+        let ran = qwix(quantize.iter().chain(&["--report", page]));
+        assert!(ran.status == 1 && ran.stderr.contains(expected), "{page}: {}", ran.stderr);
+    };
+    attempt(&nowhere, "directory that is not there");
+    attempt(&within("report.html"), "would lie in the package");
+    assert!(!Path::new(&out).exists(), "something was written all the same");
+    qwix(quantize).ok();
+    attempt(&within("report.html"), "would lie in the package");
+    attempt(&out, "is a directory");
+}

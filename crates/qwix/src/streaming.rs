@@ -96,8 +96,8 @@ pub struct Loading<'a> {
     pub made: Option<&'a Made<'a>>,
 }
 
-/// What [`Loading::made`] is shown: a float parameter's path, its values, and what they became, by path.
-pub type Made<'a> = dyn Fn(&Path, &Array, &[(Path, Value)]) + Sync + 'a;
+/// What [`Loading::made`] is shown: a float parameter, and what it became, by path.
+pub type Made<'a> = dyn Fn(&Array, &[(Path, Value)]) + Sync + 'a;
 
 impl Default for Loading<'_> {
     /// A gibibyte of floats, all cores.
@@ -325,7 +325,7 @@ impl Pipeline {
             let Some(item) = items.get(number) else { return };
             let made = quantize_param(template, &item.path, &array).map_err(Error::from);
             if let (Some(show), Ok(made)) = (show, &made) {
-                show(&item.path, &array, made);
+                show(&array, made);
             }
             drop(array);
             self.lock().quantized.insert(number, made);

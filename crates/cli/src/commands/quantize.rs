@@ -29,7 +29,7 @@ pub fn run(args: &Quantize) -> Result<()> {
     let mut writer = PackageWriter::begin(&args.output, &quantized, args.force)?;
     let template = online.ptq_model.abstract_params();
     let report = ReportBuilder::new(&template);
-    let made = |path: &_, float: &_, made: &_| report.see(path, float, made);
+    let made = |float: &_, made: &_| report.see(float, made);
     online.load(args.float_memory, Some(&made), |path, value| writer.write(&path, &value))?;
     let report = report.finish()?;
     writer.finish(&online.rules, args.qwix_compat)?;
@@ -100,6 +100,9 @@ fn render(report: &Report, style: Style) -> String {
     row("all", report.totals().tensors.to_string(), report.totals());
     let mut text = format!("\n{}", sums.render(style));
 
+    if report.unseen() > 0 {
+        text.push_str(&format!("{} not looked at\n", counted(report.unseen(), "quantized parameter")));
+    }
     let worst = report.worst_first();
     if worst.is_empty() {
         return text;

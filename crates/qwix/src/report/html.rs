@@ -160,10 +160,15 @@ fn histograms(out: &mut String, report: &Report) {
 
 fn table(out: &mut String, report: &Report) {
     let count = report.tensors().len();
+    let unseen = match report.unseen() {
+        0 => String::new(),
+        1 => " 1 quantized parameter was not looked at.".to_owned(),
+        count => format!(" {count} quantized parameters were not looked at."),
+    };
     let _ = write!(
         out,
         "<section><h2>Parameters</h2>\n<p>SQNR is that of all elements of a parameter with up to {}, and of that many, \
-         spread over it, of a larger one.</p>\n\
+         spread over it, of a larger one.{unseen}</p>\n\
          <p class=\"search\"><input id=\"search\" type=\"search\" placeholder=\"Search, such as mlp int4\" \
          aria-label=\"Search the parameters\"> <span id=\"count\">{count} of {count}</span></p>\n\
          <div class=\"wide\"><table id=\"parameters\"><thead><tr>",

@@ -9,17 +9,19 @@ mod sample;
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use qwix_array::Array;
 use qwix_eval::Value;
-use qwix_graph::{ArrayType, Parameter, Path, Slot};
+use qwix_graph::{ArrayType, Parameter, Path, Slot, Type, WeightSlot};
 use qwix_ptq::Template;
+use qwix_quant::QArray;
 use serde::{Serialize, Serializer};
 
 use crate::{Error, Result};
-use sample::look;
 pub use sample::{BINS, Histogram, SAMPLED};
+use sample::{Element, Sample, Seen, look, look_at_piece};
 
 /// One parameter of a quantized model.
 #[derive(Clone, PartialEq, Debug, Serialize)]
@@ -42,52 +44,43 @@ pub struct TensorReport {
     /// Bytes that are stored: values, scales and zero points.
     pub bytes_after: u64,
     /// The signal-to-quantization-noise ratio in dB, as [`sqnr`](crate::sqnr) defines it, of the elements that were looked
-    /// at. Infinite (`"exact"` in JSON) when nothing was lost; none where it is left in float or has no elements.
+    /// at. Infinite (`"exact"` in JSON) when nothing was lost; none where none were.
     #[serde(serialize_with = "decibels")]
     pub sqnr_db: Option<f64>,
     /// How many elements were looked at: all, or [`SAMPLED`].
     pub sampled: u64,
     /// Stored bits for each weight, scales included; none when it has none.
     pub bits_per_weight: Option<f64>,
-    /// Where they lie in their ranges; none where it is left in float.
+    /// Where they lie in their ranges; none where it is left in float or was not looked at.
     pub histogram: Option<Histogram>,
 }
 
 impl TensorReport {
-    /// What was made of a float parameter; none for the value of another type than the parameter's slot says.
-    fn of(parameter: &Parameter, source: &Path, float: &Array, made: &Value) -> Result<Self> {
-        let byte_size = |array: &Array| array.bytes().len() as u64;
-        let report = |qtype, weights: &Array, bytes_after| TensorReport {
-            path: parameter.path.clone(),
-            source_path: source.clone(),
-            source: ArrayType::new(float.dtype(), float.shape()),
-            qtype,
-            weights: weights.len() as u64,
-            bytes_before: float.dtype().byte_len(weights.len()).unwrap_or(usize::MAX) as u64,
-            bytes_after,
-            sqnr_db: None,
-            sampled: 0,
-            bits_per_weight: bits_per_weight(bytes_after, weights.len() as u64),
-            histogram: None,
+    /// A parameter that was made from a float parameter, and what was seen of it where it is quantized.
+    fn new(parameter: &Parameter, source_path: &Path, source: &ArrayType, seen: Option<Seen>) -> Self {
+        let (qtype, shape) = match &parameter.ty {
+            Type::QArray(q) => (Some(q.how.qtype.name), &q.array.shape[..]),
+            Type::Array(array) => (None, &array.shape[..]),
+            Type::Tuple(_) | Type::Token | Type::Opaque(_) => (None, &[][..]),
         };
-        match (made, &parameter.slot) {
-            (Value::QArray(q), Some(Slot::Weight(slot))) => {
-                let seen = look(slot, float, q)?;
-                let stored = [Some(q.qvalue()), Some(q.scale()), q.zero_point()];
-                let bytes = stored.into_iter().flatten().map(byte_size).sum();
-                Ok(TensorReport {
-                    sqnr_db: seen.sqnr_db,
-                    sampled: seen.sampled,
-                    histogram: Some(seen.histogram),
-                    ..report(Some(q.qtype().name), q.qvalue(), bytes)
-                })
-            }
-            (Value::Array(array), _) => Ok(report(None, array, byte_size(array))),
-            (Value::QArray(_) | Value::Tuple(_), _) => Err(Error::Unsupported(format!(
-                "parameter `{}` is {}, which was made from no weight",
-                parameter.path,
-                made.describe()
-            ))),
+        let weights = qwix_array::element_count(shape).unwrap_or(usize::MAX);
+        let bytes_after = qwix_ptq::bytes_of(&parameter.ty);
+        let (sampled, sqnr_db, histogram) = match seen {
+            Some(seen) => (seen.sampled, seen.sqnr_db, Some(seen.histogram)),
+            None => (0, None, None),
+        };
+        TensorReport {
+            path: parameter.path.clone(),
+            source_path: source_path.clone(),
+            source: source.clone(),
+            qtype,
+            weights: weights as u64,
+            bytes_before: source.dtype.byte_len(weights).unwrap_or(usize::MAX) as u64,
+            bytes_after,
+            sqnr_db,
+            sampled,
+            bits_per_weight: bits_per_weight(bytes_after, weights as u64),
+            histogram,
         }
     }
 
@@ -191,7 +184,12 @@ impl Report {
         rows
     }
 
-    /// Quantized parameters, the worst ratio first.
+    /// How many quantized parameters were not looked at: made in an earlier run, for one.
+    pub fn unseen(&self) -> usize {
+        self.tensors.iter().filter(|tensor| tensor.qtype.is_some() && tensor.histogram.is_none()).count()
+    }
+
+    /// Quantized parameters that were looked at, the worst ratio first.
     pub fn worst_first(&self) -> Vec<&TensorReport> {
         let mut rows: Vec<_> =
             self.tensors.iter().filter_map(|tensor| Some((tensor.sqnr_db?, tensor))).collect();
@@ -223,40 +221,95 @@ impl Report {
 /// Makes a report while parameters are quantized, on any threads and in any order.
 pub struct ReportBuilder<'a> {
     template: &'a Template,
-    seen: Mutex<BTreeMap<Path, Result<TensorReport>>>,
+    weights: Mutex<BTreeMap<Path, Weight>>,
+}
+
+/// How far a weight is.
+enum Weight {
+    Coming(Sample),
+    Seen(Seen),
+    Failed(Error),
 }
 
 impl<'a> ReportBuilder<'a> {
     /// An empty report of a model with these parameters.
     pub fn new(template: &'a Template) -> Self {
-        ReportBuilder { template, seen: Mutex::default() }
+        ReportBuilder { template, weights: Mutex::default() }
     }
 
     /// Looks at a float parameter and at what was made of it; to be given as [`Loading::made`](crate::Loading::made).
-    pub fn see(&self, source: &Path, float: &Array, made: &[(Path, Value)]) {
+    pub fn see(&self, float: &Array, made: &[(Path, Value)]) {
         for (path, value) in made {
-            let Some(parameter) = self.template.parameters().get(path) else { continue };
-            let report = TensorReport::of(parameter, source, float, value);
-            // Nothing that can panic happens while the lock is held.
-            self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(path.clone(), report);
+            match value {
+                Value::QArray(q) => self.take_in(path, q.qvalue().len(), |slot, _| look(slot, float, q)),
+                // What is left in float is known by its type.
+                Value::Array(_) | Value::Tuple(_) => {}
+            }
         }
     }
 
-    /// The report.
-    ///
-    /// # Errors
-    /// When a parameter was not looked at, or is not what its type says.
-    pub fn finish(self) -> Result<Report> {
-        let mut seen = self.seen.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let (mut tensors, mut static_bytes) = (Vec::new(), 0);
-        for (path, parameter) in self.template.parameters() {
-            match (seen.remove(path), &parameter.slot) {
-                (Some(report), _) => tensors.push(report?),
-                (None, Some(Slot::Statistic(_))) => static_bytes += qwix_ptq::bytes_of(&parameter.ty),
-                (None, Some(Slot::Weight(_)) | None) => {
-                    return Err(Error::Unsupported(format!("the report lacks parameter `{path}`")));
+    /// Looks at a piece of a quantized parameter that is made piece by piece: the part of its indices along each axis, the
+    /// floats as they were quantized, and the values with the scales that serve them. The pieces of a parameter may come
+    /// in any order; how it is cut changes nothing.
+    pub fn see_piece(&self, path: &Path, region: &[Range<usize>], float: &Array, made: &QArray) {
+        let Some(Type::QArray(q)) = self.template.parameters().get(path).map(|p| &p.ty) else { return };
+        let count = qwix_array::element_count(&q.array.shape).unwrap_or(0);
+        self.take_in(path, count, |_, shape| look_at_piece(shape, region, float, made));
+    }
+
+    fn take_in(
+        &self,
+        path: &Path,
+        count: usize,
+        look: impl FnOnce(&WeightSlot, &[usize]) -> Result<Vec<(usize, Element)>>,
+    ) {
+        let parameter = self.template.parameters().get(path);
+        let Some((Some(slot), Type::QArray(q))) =
+            parameter.map(|p| (p.slot.as_ref().and_then(Slot::as_weight), &p.ty))
+        else {
+            return;
+        };
+        let looked = look(slot, &q.array.shape);
+        // Nothing that can panic happens while the lock is held.
+        let mut weights = self.weights.lock().unwrap_or_else(PoisonError::into_inner);
+        let weight = weights.entry(path.clone()).or_insert_with(|| Weight::Coming(Sample::new(count)));
+        match (&mut *weight, looked) {
+            (Weight::Coming(sample), Ok(elements)) => {
+                sample.add(elements);
+                if let Some(seen) = sample.seen() {
+                    *weight = Weight::Seen(seen);
                 }
             }
+            (Weight::Coming(_), Err(error)) => *weight = Weight::Failed(error),
+            (Weight::Seen(_) | Weight::Failed(_), _) => {}
+        }
+    }
+
+    /// The report. A quantized parameter that was not looked at, or not at all of it, has its sizes alone; see
+    /// [`Report::unseen`].
+    ///
+    /// # Errors
+    /// When a parameter was not what its type says.
+    pub fn finish(self) -> Result<Report> {
+        let mut weights = self.weights.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let (mut tensors, mut static_bytes) = (Vec::new(), 0);
+        for (path, parameter) in self.template.parameters() {
+            let (source_path, source) = match (&parameter.slot, &parameter.ty) {
+                (Some(Slot::Weight(slot)), _) => (&slot.source, &slot.source_type),
+                (None, Type::Array(array)) => (path, array),
+                (Some(Slot::Statistic(_)), ty) => {
+                    static_bytes += qwix_ptq::bytes_of(ty);
+                    continue;
+                }
+                // Nothing makes such a parameter.
+                (None, Type::QArray(_) | Type::Tuple(_) | Type::Token | Type::Opaque(_)) => continue,
+            };
+            let seen = match weights.remove(path) {
+                Some(Weight::Seen(seen)) => Some(seen),
+                Some(Weight::Failed(error)) => return Err(error),
+                Some(Weight::Coming(_)) | None => None,
+            };
+            tensors.push(TensorReport::new(parameter, source_path, source, seen));
         }
         tensors.sort_by(|a, b| by_layer(a.path.as_str(), b.path.as_str()));
         Ok(Report { totals: Totals::of(tensors.iter(), static_bytes), static_bytes, tensors })

@@ -1,5 +1,7 @@
 //! What quantizing did to one weight, seen at elements that are the same whoever looks.
 
+use std::ops::Range;
+
 use qwix_array::Array;
 use qwix_graph::{Prep, WeightSlot};
 use qwix_quant::{QArray, QType, dequantize};
@@ -47,6 +49,7 @@ impl Histogram {
 }
 
 /// What was seen of one weight.
+#[derive(Clone, PartialEq, Debug)]
 pub(super) struct Seen {
     pub(super) sampled: u64,
     /// None when there is no element.
@@ -54,34 +57,111 @@ pub(super) struct Seen {
     pub(super) histogram: Histogram,
 }
 
-/// Looks at a weight and what became of it. The elements are summed in the order of their places.
-pub(super) fn look(slot: &WeightSlot, float: &Array, made: &QArray) -> Result<Seen> {
+/// The elements of one weight that are looked at, as they come: in one piece or in several, in any order.
+#[derive(Debug)]
+pub(super) struct Sample {
+    elements: Vec<Option<Element>>,
+    missing: usize,
+}
+
+/// An element: what it was, what it has become, and where it lies in its range.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Element {
+    float: f64,
+    made: f64,
+    place: f64,
+}
+
+impl Sample {
+    /// Of a weight with so many elements.
+    pub(super) fn new(count: usize) -> Self {
+        let missing = count.min(SAMPLED);
+        Sample { elements: vec![None; missing], missing }
+    }
+
+    /// Takes elements in; those that are there already stay.
+    pub(super) fn add(&mut self, elements: Vec<(usize, Element)>) {
+        for (number, element) in elements {
+            if let Some(free @ None) = self.elements.get_mut(number) {
+                *free = Some(element);
+                self.missing -= 1;
+            }
+        }
+    }
+
+    /// What was seen, once every element has come. The sums are those of the order of the elements, whatever order they
+    /// came in.
+    pub(super) fn seen(&self) -> Option<Seen> {
+        if self.missing > 0 {
+            return None;
+        }
+        let (mut signal, mut noise) = (0f64, 0f64);
+        let mut histogram = Histogram::default();
+        for &Element { float, made, place } in self.elements.iter().flatten() {
+            signal += float * float;
+            noise += (float - made) * (float - made);
+            histogram.count(place);
+        }
+        let sqnr_db = (!self.elements.is_empty()).then(|| decibels(signal, noise));
+        Some(Seen { sampled: self.elements.len() as u64, sqnr_db, histogram })
+    }
+}
+
+/// Looks at a whole weight and what became of it.
+pub(super) fn look(slot: &WeightSlot, float: &Array, made: &QArray) -> Result<Vec<(usize, Element)>> {
     let places: Vec<usize> = places(made.qvalue().len()).collect();
-    let source = Steps::of(slot);
-    let sources: Vec<usize> = places.iter().map(|&place| source.index(place)).collect();
+    let steps = Steps::of(slot);
+    let sources: Vec<usize> = places.iter().map(|&place| steps.index(place)).collect();
+    let elements = elements(float, &sources, made, &places)?;
+    Ok(elements.into_iter().enumerate().collect())
+}
+
+/// Looks at a piece of a weight of some shape: the floats as they are quantized, and what became of them.
+pub(super) fn look_at_piece(
+    shape: &[usize],
+    region: &[Range<usize>],
+    float: &Array,
+    made: &QArray,
+) -> Result<Vec<(usize, Element)>> {
+    let sizes: Vec<usize> = region.iter().map(Range::len).collect();
+    if region.len() != shape.len() || made.shape() != sizes || float.shape() != sizes {
+        return Err(Error::Unsupported(format!(
+            "a piece of an array of shape {shape:?} is {region:?}, found {float:?} and {:?}",
+            made.qvalue()
+        )));
+    }
+    let count = qwix_array::element_count(shape).unwrap_or(0);
+    let (mut numbers, mut local) = (Vec::new(), Vec::new());
+    for (number, place) in places(count).enumerate() {
+        let at = split(place, shape);
+        if at.iter().zip(region).all(|(i, range)| range.contains(i)) {
+            let at: Vec<usize> = at.iter().zip(region).map(|(i, range)| i - range.start).collect();
+            numbers.push(number);
+            local.push(joined(&at, &sizes));
+        }
+    }
+    Ok(numbers.into_iter().zip(elements(float, &local, made, &local)?).collect())
+}
+
+/// The elements at some indices of a float array, and at others of what it became.
+fn elements(float: &Array, sources: &[usize], made: &QArray, places: &[usize]) -> Result<Vec<Element>> {
     let entries = |part: &Array| {
         let at = |&place: &usize| entry(place, made.shape(), part.shape());
         pick(part, &places.iter().map(at).collect::<Vec<_>>())
     };
     let (scale, zero_point) = (entries(made.scale())?, made.zero_point().map(entries).transpose()?);
     // Each element with a scale of its own: what it means is said in one place.
-    let small = QArray::new(pick(made.qvalue(), &places)?, scale, zero_point, made.qtype())?;
-    let found = dequantize(&small)?.to_f64_vec();
-    let reference = pick(float, &sources)?.to_f64_vec();
-
+    let small = QArray::new(pick(made.qvalue(), places)?, scale, zero_point, made.qtype())?;
     let (low, high) = bounds(made.qtype(), small.zero_point().is_some());
     let scales = small.scale().to_f64_vec();
-    let zero_points = small.zero_point().map(Array::to_f64_vec);
-    let (mut signal, mut noise) = (0f64, 0f64);
-    let mut histogram = Histogram::default();
-    for (i, (r, f)) in reference.iter().zip(&found).enumerate() {
-        signal += r * r;
-        noise += (r - f) * (r - f);
-        let shift = zero_points.as_ref().map_or(0.0, |z| z[i]);
-        histogram.count((2.0 * (r / scales[i] + shift) - low - high) / (high - low));
-    }
-    let sqnr_db = (!places.is_empty()).then(|| decibels(signal, noise));
-    Ok(Seen { sampled: places.len() as u64, sqnr_db, histogram })
+    let shifts = small.zero_point().map_or_else(|| vec![0.0; places.len()], Array::to_f64_vec);
+    let floats = pick(float, sources)?.to_f64_vec();
+    let element = |((float, made), (scale, shift)): ((f64, f64), (f64, f64))| {
+        let place = (2.0 * (float / scale + shift) - low - high) / (high - low);
+        Element { float, made, place }
+    };
+    let pairs = floats.into_iter().zip(dequantize(&small)?.to_f64_vec());
+    Ok(pairs.zip(scales.into_iter().zip(shifts)).map(element).collect())
 }
 
 /// The numbers of a qtype's range, before scales.
@@ -203,7 +283,13 @@ mod tests {
     use super::*;
     use crate::sqnr;
 
-    /// As [`look`], obviously: the source is moved as its slot says, and everything is compared.
+    fn seen(slot: &WeightSlot, float: &Array, made: &QArray) -> Seen {
+        let mut sample = Sample::new(made.qvalue().len());
+        sample.add(look(slot, float, made).unwrap());
+        sample.seen().unwrap()
+    }
+
+    /// As [`seen`], obviously: the source is moved as its slot says, and everything is compared.
     fn look_at_all(slot: &WeightSlot, float: &Array, made: &QArray) -> f64 {
         sqnr(&prepared(slot, float), &dequantize(made).unwrap()).unwrap()
     }
@@ -271,7 +357,7 @@ mod tests {
                 let slot = slot(dtype, &shape, prep.clone(), how(qtype, &granularity, calibration));
                 let float = values(dtype, &shape);
                 let made = quantize(&prepared(&slot, &float), &slot.how).unwrap();
-                let seen = look(&slot, &float, &made).unwrap();
+                let seen = seen(&slot, &float, &made);
                 let count = made.qvalue().len() as u64;
                 let expected = (count > 0).then(|| look_at_all(&slot, &float, &made));
                 let counted: u64 = seen.histogram.0.iter().sum();
@@ -295,7 +381,7 @@ mod tests {
             slot(DType::F32, &shape, vec![], how("int4", &granularity, Calibration::AbsMax { scale: None }));
         let float = values(DType::F32, &shape);
         let made = quantize(&float, &slot.how).unwrap();
-        let (seen, all) = (look(&slot, &float, &made).unwrap(), look_at_all(&slot, &float, &made));
+        let (seen, all) = (seen(&slot, &float, &made), look_at_all(&slot, &float, &made));
         let found = seen.sqnr_db.unwrap();
         assert_eq!(seen.sampled, SAMPLED as u64);
         assert!((found - all).abs() < 0.15, "{found} dB, of all {all} dB");
@@ -312,9 +398,41 @@ mod tests {
         );
         let float = Array::from_vec(&[4], vec![8f32, 4.0, 0.0, -8.0]).unwrap();
         let made = quantize(&float, &slot.how).unwrap();
-        let seen = look(&slot, &float, &made).unwrap();
+        let seen = seen(&slot, &float, &made);
         let full: Vec<usize> = (0..BINS).filter(|&bin| seen.histogram.0[bin] > 0).collect();
         assert_eq!(full, [0, 32, 48, 64]);
+    }
+
+    /// However a weight is cut, and in whatever order its pieces come, the same is seen of it.
+    #[test]
+    fn pieces_are_as_good_as_the_whole() {
+        let granularity = [Granularity::Tiled(Tile::Size(32)), Granularity::Channelwise];
+        let shape = [320, 300];
+        let slot =
+            slot(DType::F32, &shape, vec![], how("int4", &granularity, Calibration::AbsMax { scale: None }));
+        let float = values(DType::F32, &shape);
+        let whole = seen(&slot, &float, &quantize(&float, &slot.how).unwrap());
+        for (rows, columns) in [(320, 300), (32, 300), (320, 7), (64, 100)] {
+            let mut sample = Sample::new(320 * 300);
+            for row in (0..320).step_by(rows).rev() {
+                for column in (0..300).step_by(columns) {
+                    assert!(sample.seen().is_none());
+                    let region = [row..(row + rows).min(320), column..(column + columns).min(300)];
+                    let [r, c] = &region;
+                    let piece = float.slice(&[r.start, c.start], &[r.end, c.end], &[1, 1]).unwrap();
+                    let made = quantize(&piece, &slot.how).unwrap();
+                    let elements = look_at_piece(&shape, &region, &piece, &made).unwrap();
+                    sample.add(elements.clone());
+                    // A piece that comes twice (its work was done again) counts once.
+                    sample.add(elements);
+                }
+            }
+            assert_eq!(sample.seen(), Some(whole.clone()), "pieces of {rows} by {columns}");
+        }
+        let piece = float.slice(&[0, 0], &[32, 300], &[1, 1]).unwrap();
+        let made = quantize(&piece, &slot.how).unwrap();
+        assert!(look_at_piece(&shape, &[0..64, 0..300], &piece, &made).is_err());
+        assert!(look_at_piece(&shape, std::slice::from_ref(&(0..32)), &piece, &made).is_err());
     }
 
     #[test]
