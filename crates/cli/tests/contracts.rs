@@ -339,7 +339,7 @@ fn quantize_ends_with_a_table() {
     let text = qwix(quantize.iter().chain(&["--report", &page])).ok();
     let expected = format!(
         "\
-{out}: 3 of 4 dots and convolutions quantized; parameters 287.0 kB → 53.6 kB
+{out}: 3 of 4 dots and convolutions quantized; parameters 287.0 kB → 47.7 kB
 
   qtype          parameters  weights    before    after  bits per weight
   int4                    1    65536  262.1 kB  41.0 kB             5.00
@@ -349,6 +349,10 @@ fn quantize_ends_with_a_table() {
   all                     8    71754  287.0 kB  47.7 kB             5.32
 
 Quantized parameters, worst first
+     SQNR  parameter       type            qtype          bits per weight  looked at
+  20.3 dB  Dense_1/kernel  f32[128,10]     nf4                       4.25        all
+  20.4 dB  Dense_0/kernel  f32[512,128]    int4                      5.00        all
+  31.8 dB  Conv_1/kernel   f32[3,3,16,32]  float8_e4m3fn             8.22        all
 "
     );
     assert_eq!(text, expected);

@@ -231,7 +231,7 @@ fn what_is_mapped_is_what_is_read() {
             }
         }
         let x = file.map("x").unwrap();
-        if x.bytes().as_ptr() as usize % 4 != 0 {
+        if !(x.bytes().as_ptr() as usize).is_multiple_of(4) {
             wrong.push(format!("x behind {pad} bytes cannot be borrowed as f32"));
         }
         let same = file.map("x").unwrap().bytes().as_ptr() == x.bytes().as_ptr();

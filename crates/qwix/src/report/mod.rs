@@ -227,7 +227,7 @@ pub struct ReportBuilder<'a> {
 /// How far a weight is.
 enum Weight {
     Coming(Sample),
-    Seen(Seen),
+    Seen(Box<Seen>),
     Failed(Error),
 }
 
@@ -277,7 +277,7 @@ impl<'a> ReportBuilder<'a> {
             (Weight::Coming(sample), Ok(elements)) => {
                 sample.add(elements);
                 if let Some(seen) = sample.seen() {
-                    *weight = Weight::Seen(seen);
+                    *weight = Weight::Seen(Box::new(seen));
                 }
             }
             (Weight::Coming(_), Err(error)) => *weight = Weight::Failed(error),
@@ -305,7 +305,7 @@ impl<'a> ReportBuilder<'a> {
                 (None, Type::QArray(_) | Type::Tuple(_) | Type::Token | Type::Opaque(_)) => continue,
             };
             let seen = match weights.remove(path) {
-                Some(Weight::Seen(seen)) => Some(seen),
+                Some(Weight::Seen(seen)) => Some(*seen),
                 Some(Weight::Failed(error)) => return Err(error),
                 Some(Weight::Coming(_)) | None => None,
             };
