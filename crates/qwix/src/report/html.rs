@@ -150,7 +150,7 @@ fn histograms(out: &mut String, report: &Report) {
         let count = kind.tensors.iter().filter(|t| t.histogram.is_some()).count();
         let _ = writeln!(
             out,
-            "<figure><figcaption><b title=\"{name}\">{name}</b><br>{count} parameter{}{ratio}</figcaption>{}</figure>",
+            "<figure><figcaption><b>{name}</b><br>{count} parameter{}{ratio}</figcaption>{}</figure>",
             if count == 1 { "" } else { "s" },
             plot::histogram(&histogram)
         );
