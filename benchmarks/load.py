@@ -1,9 +1,10 @@
 """How much memory quantizing takes: a chain of large products, quantized while it is read.
 
-    python benchmarks/load.py OUT QWIX [LAYERS [WIDTH]]
+    python benchmarks/load.py OUT QWIX [LAYERS [WIDTH [BACKEND]]]
 
 writes OUT/model.hlo.pb and OUT/params.safetensors (LAYERS weights of WIDTH x WIDTH in f32; 32 of 4096: 2.1 GB), runs
-`QWIX quantize` with several bounds and `QWIX run --rules`, and prints time and the most memory of each. The weights are
+`QWIX quantize` with several bounds and `QWIX run --rules`, and prints time and the most memory of each. With a BACKEND
+(`xla:cpu`, say) both ways to run are measured on that too; the memory of xla:cpu's device is the process's. The weights are
 written one by one and the model is lowered from shapes, so this takes little memory itself.
 """
 
@@ -75,8 +76,20 @@ for bound in ["64MiB", "256MiB", "1GiB"]:
     shutil.rmtree(out / "package", ignore_errors=True)
     seconds, most = measured("quantize", *model, "--float-memory", bound, "-o", out / "package")
     print(f"quantize --float-memory {bound}: {seconds:.1f} s, {most:.0f} MiB")
-inputs = ["--inputs", out / "in.safetensors", "-o", out / "outputs.safetensors"]
-seconds, most = measured("run", *model, "--float-memory", "64MiB", *inputs)
-print(f"run --rules --float-memory 64MiB: {seconds:.1f} s, {most:.0f} MiB")
-seconds, most = measured("run", out / "package", *inputs)
-print(f"run of the package: {seconds:.1f} s, {most:.0f} MiB")
+backends = ["cpu", *sys.argv[5:]]
+if backends[1:]:
+    # What a plugin takes without a model.
+    tiny = out / "tiny"
+    tiny.mkdir(exist_ok=True)
+    subprocess.run([sys.executable, __file__, "--write", str(tiny), "1", "8"], check=True)
+for backend in backends:
+    common = ["--inputs", out / "in.safetensors", "-o", out / "outputs.safetensors", "--backend", backend]
+    seconds, most = measured("run", *model, "--float-memory", "64MiB", *common)
+    print(f"run --rules --float-memory 64MiB --backend {backend}: {seconds:.1f} s, {most:.0f} MiB")
+    seconds, most = measured("run", out / "package", *common)
+    print(f"run of the package --backend {backend}: {seconds:.1f} s, {most:.0f} MiB")
+for backend in backends[1:]:
+    small = ["--params", tiny / "params.safetensors", "--rules", tiny / "rules.json"]
+    small += ["--inputs", tiny / "in.safetensors", "-o", tiny / "outputs.safetensors", "--backend", backend]
+    seconds, most = measured("run", tiny / "model.hlo.pb", *small)
+    print(f"run --rules of a tiny model --backend {backend}: {seconds:.1f} s, {most:.0f} MiB")

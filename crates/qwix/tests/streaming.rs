@@ -1,5 +1,8 @@
 //! Streaming: the same bytes as all at once, within the bound, and an end in every case.
 
+#[path = "../../pjrt/tests/common/mod.rs"]
+mod xla;
+
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path as FilePath;
@@ -8,9 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use qwix::{
-    Checkpoint, CpuBackend, Error, Graph, Loaded, Loading, Model, ParamReader, Params, Path, Progress,
-    PtqProvider, QuantizationRule, Template, TensorFile, Type, Value, quantize_checkpoint, quantize_model,
-    quantize_online, quantize_params,
+    Backend, Checkpoint, CpuBackend, Error, Executable, Graph, Loaded, Loader, Loading, Model, ParamReader,
+    Params, Path, Progress, PtqModel, PtqProvider, QuantizationRule, Template, TensorFile, Type, Value,
+    XlaBackend, quantize_checkpoint, quantize_model, quantize_online, quantize_params,
 };
 use qwix_array::{Array, Buffer, DType};
 use qwix_graph::{ArrayType, GraphBuilder};
@@ -133,9 +136,13 @@ fn widths(layers: usize) -> Vec<usize> {
     (0..=layers).map(|i| 8 + i * 37 % 90).collect()
 }
 
-fn template(graph: &Graph) -> Template {
+fn quantized(graph: &Graph) -> PtqModel {
     let rules = vec![QuantizationRule::new(".*").weight_qtype("int8")];
-    quantize_model(graph, &PtqProvider::new(rules).unwrap()).unwrap().abstract_params()
+    quantize_model(graph, &PtqProvider::new(rules).unwrap()).unwrap()
+}
+
+fn template(graph: &Graph) -> Template {
+    quantized(graph).abstract_params()
 }
 
 /// The threads of the pipeline that live; the system may list one for a moment after it was joined.
@@ -207,6 +214,35 @@ fn the_bound_holds_and_the_bytes_are_the_same() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert_eq!(threads(), 0);
+}
+
+#[test]
+fn a_device_gets_the_parameters_and_the_host_keeps_none() {
+    let _alone = alone();
+    let Some(client) = xla::client() else { return };
+    let backend = XlaBackend::on(client, 0).unwrap();
+    let (graph, params) = chain(&widths(30));
+    let model = quantized(&graph);
+    let template = model.abstract_params();
+    let whole = quantize_params(&params, &template, None).unwrap();
+    let bytes: usize = whole.values().map(Value::byte_len).sum();
+    let largest = template.sources().map(|path| template.float_bytes(path)).max().unwrap();
+    let inputs = [Array::from_vec(&[2, 8], (0..16).map(|i| i as f32 - 7.0).collect()).unwrap()];
+    let expected = backend.compile(&model.graph, whole).unwrap().run(&inputs).unwrap();
+    for bound in [1, largest, 3 * largest] {
+        let reader = Instrumented::new(&params);
+        let loading = Loading { float_bytes: bound, threads: 2, ..Loading::default() };
+        let mut loader = backend.loader(&model.graph).unwrap();
+        let put = |path: Path, value: Value| Ok(loader.put(&path, value)?);
+        quantize_checkpoint(&reader, &template, &loading, put).unwrap();
+        // The biases stay floats; those too are on the device now, and no longer here.
+        assert_eq!(reader.meter.alive.load(Ordering::SeqCst), 0, "bound {bound}");
+        let peak = reader.meter.peak.load(Ordering::SeqCst);
+        assert!(peak <= bound.max(largest), "bound {bound}: {peak} bytes of floats were alive");
+        let executable = loader.done().unwrap();
+        assert_eq!(executable.device_bytes(), Ok(bytes), "bound {bound}");
+        assert_eq!(executable.run(&inputs).unwrap(), expected, "bound {bound}");
+    }
 }
 
 #[test]
