@@ -101,4 +101,5 @@ def main(out):
     print(json.dumps(result, indent=1))
 
 
-main(sys.argv[1])
+if __name__ == "__main__":
+    main(sys.argv[1])
