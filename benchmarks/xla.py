@@ -92,7 +92,7 @@ def theirs(name, how, out, seconds):
 
     net, inputs = model(name)
     before = mebibytes("VmRSS")
-    params = load_file(out / "params.safetensors")
+    params = {key: jax.numpy.asarray(array) for key, array in load_file(out / "params.safetensors").items()}
     params = unflatten_dict(params, sep="/")
     if HOW[how]:
         provider = qwix.PtqProvider([qwix.QuantizationRule(module_path=".*", **HOW[how])])
@@ -178,7 +178,7 @@ if __name__ == "__main__":
         case ["--theirs", name, how, out, seconds]:
             theirs(name, how, pathlib.Path(out), float(seconds))
         case [out, *rest]:
-            rounds, seconds = [*rest, "5", "2"][: 2] if len(rest) != 1 else [rest[0], "2"]
+            rounds, seconds = [*rest, *["5", "2"][len(rest) :]]
             main(pathlib.Path(out), int(rounds), float(seconds))
         case _:
             sys.exit(__doc__)

@@ -65,6 +65,9 @@ fn too_large() -> Graph {
     b.finish(root).unwrap()
 }
 
+/// What is done again and again.
+type Round<'a> = Box<dyn FnMut() + 'a>;
+
 /// One test, for all measure the process.
 #[test]
 fn runs_and_compilations_leave_nothing_behind() {
@@ -80,7 +83,8 @@ fn runs_and_compilations_leave_nothing_behind() {
     let large = backend.compile(&too_large(), Params::new()).unwrap();
     let wrong = Value::from(Array::scalar(1f32));
 
-    let mut rows: Vec<(&str, usize, Box<dyn FnMut()>)> = vec![
+    // name, how often, what
+    let mut rows: Vec<(&str, usize, Round<'_>)> = vec![
         ("runs", 1000, Box::new(|| drop(executable.run(&inputs).unwrap()))),
         // What the plugin itself keeps of a compilation: nothing but its own functions is called.
         (
