@@ -151,6 +151,8 @@ def main(out, rounds, seconds):
         if not (folder / "inputs.safetensors").exists():
             subprocess.run([sys.executable, __file__, "--write", name, str(folder)], check=True)
         for how in HOW:
+            if (name, how) == ("digits", "int8-weight-only"):
+                continue  # Qwix has no convolution whose kernel alone is quantized.
             pairs = []
             for _ in range(rounds):
                 ours = told([time_xla, folder, how, seconds])
