@@ -82,7 +82,7 @@ pub(crate) struct Compiling {
 impl Compiling {
     /// Starts the thread.
     pub(crate) fn start(compile: impl FnOnce() -> Result<Executable> + Send + 'static) -> Result<Self> {
-        match thread::Builder::new().name("qwix-xla".to_owned()).spawn(compile) {
+        match thread::Builder::new().name("xla-compile".to_owned()).spawn(compile) {
             Ok(thread) => Ok(Compiling { thread: Some(thread), ended: None }),
             Err(error) => Err(PjrtError::invalid("compiling", format!("cannot start a thread: {error}"))),
         }
