@@ -11,7 +11,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use crate::{Computation, Graph, GraphError, Metadata, Node, NodeId, Op, Type};
+use crate::{Computation, Graph, GraphError, Metadata, Node, NodeId, Op, Sharding, Type};
 
 /// How deep computations may call each other before calls are inlined.
 pub(crate) const MAX_CALL_DEPTH: usize = 100;
@@ -306,7 +306,8 @@ fn weight(node: &Node) -> u64 {
     } else {
         0
     };
-    let text = node.name.len() + node.metadata.op_name.len() + node.sharding.as_ref().map_or(0, String::len);
+    let text =
+        node.name.len() + node.metadata.op_name.len() + node.sharding.as_ref().map_or(0, Sharding::weight);
     (size_of::<Node>() + of_type(&node.ty) + attributes + 2 * text + 8 * node.operands.len()) as u64
 }
 
