@@ -71,6 +71,26 @@ def mlp():
   return Mlp(), x, None
 
 
+class Stack:
+  """Layers in one array, of which a loop takes one at a time."""
+
+  def init(self, key, x):
+    return {'params': {'layers': {'kernel': 0.2 * jax.random.normal(key, (3, 32, 32))}}}
+
+  def apply(self, variables, x):
+
+    def body(h, kernel):
+      return constrain(nn.tanh(h @ kernel), 'data', None), None
+
+    return jax.lax.scan(body, x, variables['params']['layers']['kernel'])[0]
+
+
+@model
+def stack():
+  x = jnp.asarray(rng('sharded', 'stack').standard_normal((8, 32)), jnp.float32)
+  return Stack(), x, P('data')
+
+
 @model
 def decoder():
   tokens = jnp.asarray(rng('sharded', 'decoder').randint(0, 64, (8, 6)), jnp.int32)
@@ -84,6 +104,7 @@ def tensor_parallel(path):
       'Dense_0/bias': P('model'),
       'Dense_1/kernel': P('model', None),
       'Dense_2/kernel': P(None, 'model'),
+      'layers/kernel': P(None, None, 'model'),
       'Embed_0/embedding': P('model', None),
       'Block_0/query/kernel': P(None, 'model', None),
       'Block_0/key/kernel': P(None, 'model', None),
