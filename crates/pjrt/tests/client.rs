@@ -231,10 +231,11 @@ fn a_program_is_spread_over_devices_as_its_shardings_say() {
     let mut graph = doubled();
     let entry = Arc::make_mut(&mut graph.entry);
     for node in &mut entry.nodes {
-        node.sharding = Some(match node.op {
+        let sharding = match node.op {
             Op::Tuple => format!("{{{rows}, {{replicated}}}}"),
             _ => rows.to_owned(),
-        });
+        };
+        node.sharding = Some(sharding.parse().unwrap());
     }
     let program = Program::new(&graph).unwrap();
     let executable = client.compile(&program, &CompileOptions { partitions: 2, ..options() }).unwrap();

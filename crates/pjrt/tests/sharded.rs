@@ -11,7 +11,7 @@ use qwix_array::Array;
 use qwix_cpu::CpuBackend;
 use qwix_eval::{Backend, Executable, Params, Value};
 use qwix_graph::passes::lower_quant;
-use qwix_graph::{Graph, Op, Path};
+use qwix_graph::{Graph, Op, Path, Precision};
 use qwix_pjrt::{Client, CompileOptions, OptionValue, Program, XlaBackend, lower};
 use qwix_ptq::{Calibrator, PtqProvider, QtProvider, QuantizationRule, quantize_model, quantize_params};
 
@@ -225,7 +225,7 @@ fn what_is_written_runs_on_several_devices() {
     let read: Graph = Graph::from_text(&graph.to_text(Default::default())).unwrap();
     assert_eq!(read, graph);
     // As a module.
-    let lowered = lower(&graph, "cpu").unwrap();
+    let lowered = lower(&graph, "cpu", Precision::Default).unwrap();
     let bytes = lowered.to_hlo_proto().unwrap();
     let program = Program::from_hlo_proto(bytes).unwrap();
     assert_eq!(program.devices(), 8);
