@@ -29,6 +29,8 @@ class Mlp(nn.Module):
     x = nn.relu(nn.Dense(64)(x))
     x = constrain(x, 'data', 'model')
     x = nn.relu(nn.Dense(64)(x))
+    # The second axis is the partitioner's choice.
+    x = constrain(x, 'data', P.UNCONSTRAINED)
     return nn.Dense(16)(x)
 
 
@@ -117,7 +119,9 @@ def tensor_parallel(path):
 
 
 # Of a name, the sizes of the axes `data` and `model`.
-MESHES = {'tp4': (1, 4), 'tp8': (1, 8), 'dp4': (4, 1), 'dp8': (8, 1), 'both8': (2, 4)}
+MESHES = {
+    'tp4': (1, 4), 'tp8': (1, 8), 'dp4': (4, 1), 'dp8': (8, 1), 'both8': (2, 4), 'gspmd8': (2, 4),
+}
 
 
 def make(name):
@@ -135,6 +139,7 @@ def make(name):
   expected = jax.jit(module.apply)(variables, x)
   common.save_tensors(folder / 'float.safetensors', {'0': expected})
   for spread, shape in MESHES.items():
+    jax.config.update('jax_use_shardy_partitioner', spread != 'gspmd8')
     mesh = Mesh(np.array(jax.devices()[:np.prod(shape)]).reshape(shape), ('data', 'model'))
     to = lambda spec: NamedSharding(mesh, spec)
     params = flax.traverse_util.unflatten_dict({k: to(tensor_parallel(k)) for k in flat})

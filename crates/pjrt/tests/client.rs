@@ -310,6 +310,12 @@ fn the_cache_gives_back_what_was_compiled_and_nothing_else() {
         let two = CompileOptions { replicas: 2, ..options() };
         assert_eq!(compile(&program, &two).1, Origin::Compiled);
     }
+    let entries: Vec<_> = [(1, 1), (1, 2), (2, 1), (1, 4)]
+        .into_iter()
+        .map(|(replicas, partitions)| CompileOptions { replicas, partitions, ..options() })
+        .map(|options| cache.entry(client, &program, &options))
+        .collect();
+    assert!((1..entries.len()).all(|i| !entries[..i].contains(&entries[i])), "{entries:?}");
     let mut b = GraphBuilder::new("doubled");
     let x = b.input("x", Type::array(DType::F32, [2, 3])).unwrap();
     let y = b.binary(BinaryOp::Multiply, x, x).unwrap();

@@ -15,8 +15,9 @@ use qwix_graph::{Graph, Op, Path, Precision};
 use qwix_pjrt::{Client, CompileOptions, OptionValue, Program, XlaBackend, lower};
 use qwix_ptq::{Calibrator, PtqProvider, QtProvider, QuantizationRule, quantize_model, quantize_params};
 
-/// Ways to spread a model: tensor-parallel, data-parallel, both, with the number of devices.
-const SPREADS: [(&str, usize); 5] = [("tp4", 4), ("tp8", 8), ("dp4", 4), ("dp8", 8), ("both8", 8)];
+/// Ways to spread a model: tensor-parallel, data-parallel, both; with the number of devices.
+const SPREADS: [(&str, usize); 6] =
+    [("tp4", 4), ("tp8", 8), ("dp4", 4), ("dp8", 8), ("both8", 8), ("gspmd8", 8)];
 
 /// Names and rules of quantized versions; no rules, the float model. No range has its largest value on a rounding tie.
 const RULES: [(&str, &str); 7] = [

@@ -99,9 +99,19 @@ struct Walk<'a> {
     home: bool,
     /// Nodes of the op's computation, from the operand on.
     chain: Vec<NodeId>,
-    /// The sharding that the model asks for nearest to the op: at which array, with the axes left open, and how many steps
-    /// lie between that and the operand.
-    constraint: Option<(Sharding, Vec<usize>, Vec<usize>, usize)>,
+    /// The constraint on its sharding that is nearest to the op.
+    constraint: Option<Constraint>,
+}
+
+/// A sharding that the model asks for on the way from a variable to its op.
+struct Constraint {
+    sharding: Sharding,
+    /// The axes that it leaves open.
+    open: Vec<usize>,
+    /// The shape of the array there.
+    shape: Vec<usize>,
+    /// How many steps there are from the operand back to it.
+    steps: usize,
 }
 
 /// Far more steps than any model has between a variable and its op; ends walks through damaged graphs.
@@ -131,8 +141,8 @@ pub fn trace(graph: &Graph, at: &[Callee], node: NodeId) -> Option<Weight> {
 /// The constraint on a weight's sharding as it is at the op. One that does not follow the steps to it is the partitioner's
 /// choice again.
 fn constraint(walk: &Walk<'_>) -> Option<(Sharding, Vec<usize>)> {
-    let (sharding, open, shape, count) = walk.constraint.as_ref()?;
-    let steps: Vec<(bool, Step)> = walk.steps.get(..*count)?.iter().rev().cloned().collect();
+    let Constraint { sharding, open, shape, steps } = walk.constraint.as_ref()?;
+    let steps: Vec<(bool, Step)> = walk.steps.get(..*steps)?.iter().rev().cloned().collect();
     let steps = fold(shape, &steps).ok()?;
     if !open.is_empty() && !steps.is_empty() {
         return None;
@@ -217,8 +227,12 @@ impl<'a> Walk<'a> {
                 if let (None, Some(sharding), Some(array)) =
                     (&self.constraint, &node.sharding, node.ty.as_array())
                 {
-                    let (shape, count) = (array.shape.clone(), self.steps.len());
-                    self.constraint = Some((sharding.clone(), open.clone(), shape, count));
+                    self.constraint = Some(Constraint {
+                        sharding: sharding.clone(),
+                        open: open.clone(),
+                        shape: array.shape.clone(),
+                        steps: self.steps.len(),
+                    });
                 }
             }
             Op::OptimizationBarrier | Op::Unary(UnaryOp::Copy) => {}
