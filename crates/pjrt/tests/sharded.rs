@@ -104,6 +104,10 @@ fn compare(model: &str) {
         let first = case(model, SPREADS[0].0, rules);
         let expected = [("one device", run(&one, &first)), ("native", run(&CpuBackend::default(), &first))];
         for (spread, devices) in SPREADS {
+            // It compiles for long; the other ways have nothing of their own.
+            if model == "decoder" && !matches!(name, "float" | "int8") && !matches!(spread, "tp8" | "both8") {
+                continue;
+            }
             let case = case(model, spread, rules);
             let executable = many.prepare(&case.graph, case.params.clone()).unwrap();
             assert_eq!(executable.bytes_by_device().unwrap().len(), devices, "{model} {spread} {name}");
