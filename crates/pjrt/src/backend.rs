@@ -16,6 +16,9 @@ use crate::{
     XlaOption,
 };
 
+/// The most virtual devices that are made of a CPU. They share its cores; a file can name any number.
+const MAX_VIRTUAL: usize = 256;
+
 /// Runs graphs on devices of a PJRT plugin. Quantized types are lowered to plain HLO; parameters are uploaded once, as
 /// they are stored: int8 as `s8`, int4 packed.
 ///
@@ -118,7 +121,10 @@ impl XlaBackend {
         };
         let program = Program::new(&lowered)?;
         let (client, devices) = self.devices_for(program.devices())?;
-        let options = CompileOptions { partitions: devices.len(), ..self.options.clone() };
+        let mut options = CompileOptions { partitions: devices.len(), ..self.options.clone() };
+        if devices.len() > 1 {
+            options.device_ids = devices.iter().map(Device::id).collect();
+        }
         let backend = XlaBackend { client: client.clone(), options, ..self.clone() };
         Ok(XlaLoader {
             graph: graph.clone(),
@@ -140,9 +146,10 @@ impl XlaBackend {
             return Ok((self.client.clone(), vec![self.device.clone()]));
         }
         let mut client = self.client.clone();
-        if count > client.devices().len() && self.may_grow && client.platform_name() == "cpu" {
-            let count = i64::try_from(count).unwrap_or(i64::MAX);
-            client = Client::new(client.plugin(), &[("cpu_device_count", OptionValue::Int(count))])?;
+        let virtual_ones = client.devices().len() + 1..=MAX_VIRTUAL;
+        if self.may_grow && client.platform_name() == "cpu" && virtual_ones.contains(&count) {
+            let option = ("cpu_device_count", OptionValue::Int(count as i64));
+            client = Client::new(client.plugin(), &[option])?;
         }
         let found = client.devices().len();
         match client.devices().get(..count) {

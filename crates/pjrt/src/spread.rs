@@ -89,15 +89,16 @@ impl Placement {
     pub fn upload(&self, number: usize, array: &Array) -> Result<Placed> {
         let shards = self.spread.parameters.get(number);
         let shards = shards.ok_or_else(|| missing(format!("parameter {number}")))?;
-        let mut tiles = Vec::with_capacity(self.devices.len());
-        for (device, start) in self.devices.iter().zip(&shards.starts) {
-            tiles.push(if shards.shape == array.shape() {
-                self.client.upload(array, device)?
-            } else {
-                self.client.upload(&cut(array, &shards.shape, start)?, device)?
-            });
-        }
-        Ok(Placed { tiles })
+        let places = self.devices.iter().zip(&shards.starts);
+        let tiles: Result<Vec<Buffer>> = if shards.shape == array.shape() {
+            places.map(|(device, _)| self.client.upload(array, device)).collect()
+        } else {
+            let bytes = elements(array)?;
+            let ty = ArrayType::new(array.dtype(), array.shape());
+            let cut = |start: &[usize]| cut(&ty, &bytes, &shards.shape, start);
+            places.map(|(device, start)| self.client.upload(&cut(start)?, device)).collect()
+        };
+        Ok(Placed { tiles: tiles? })
     }
 }
 
@@ -136,16 +137,16 @@ fn of_elements(dtype: DType, shape: &[usize], bytes: Vec<u8>) -> Result<Array> {
     })
 }
 
-/// A tile of an array, zeros where it reaches past the end.
-fn cut(array: &Array, tile: &[usize], start: &[usize]) -> Result<Array> {
-    let (from, width) = (elements(array)?, width(array.dtype()));
+/// A tile of an array of these elements, zeros where it reaches past the end.
+fn cut(ty: &ArrayType, from: &[u8], tile: &[usize], start: &[usize]) -> Result<Array> {
+    let width = width(ty.dtype);
     let count = element_count(tile).and_then(|count| count.checked_mul(width));
     let mut to = vec![0; count.ok_or_else(|| PjrtError::invalid("a tile", "is too large for this machine"))?];
-    rows(array.shape(), tile, start, |whole, part, count| {
+    rows(&ty.shape, tile, start, |whole, part, count| {
         let (whole, part, count) = (whole * width, part * width, count * width);
         to[part..part + count].copy_from_slice(&from[whole..whole + count]);
     });
-    of_elements(array.dtype(), tile, to)
+    of_elements(ty.dtype, tile, to)
 }
 
 /// An array of its tiles, what reaches past the end left out.
@@ -219,7 +220,12 @@ mod tests {
                 let tiles: Vec<(&[usize], Array)> = shards
                     .starts
                     .iter()
-                    .map(|start| (start.as_slice(), cut(&array, &shards.shape, start).unwrap()))
+                    .map(|start| {
+                        (
+                            start.as_slice(),
+                            cut(&ty, &elements(&array).unwrap(), &shards.shape, start).unwrap(),
+                        )
+                    })
                     .collect();
                 assert_eq!(join(&ty, &tiles).unwrap(), array, "{ty} {text}");
             }
@@ -229,13 +235,18 @@ mod tests {
     #[test]
     fn a_tile_is_the_slice_that_it_should_be() {
         let array = Array::from_i64(DType::S4, &[3, 4], &[0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5]).unwrap();
+        let ty = ArrayType::new(DType::S4, [3, 4]);
         let rows: [(&[usize], &[usize], &[i64]); 3] = [
             (&[2, 2], &[0, 2], &[2, 3, 6, 7]),
             (&[2, 2], &[2, 0], &[-8, -7, 0, 0]),
             (&[2, 4], &[4, 0], &[0; 8]),
         ];
         for (tile, start, expected) in rows {
-            assert_eq!(cut(&array, tile, start).unwrap().to_i64_vec(), expected, "{tile:?} {start:?}");
+            assert_eq!(
+                cut(&ty, &elements(&array).unwrap(), tile, start).unwrap().to_i64_vec(),
+                expected,
+                "{tile:?} {start:?}"
+            );
         }
     }
 }
