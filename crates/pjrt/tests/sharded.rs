@@ -42,6 +42,11 @@ struct Case {
     inputs: Vec<Array>,
 }
 
+/// A client of eight devices.
+fn client() -> Option<&'static Client> {
+    common::only_on_cpu("tests of eight devices, of which a CPU has virtual ones").then(common::client)?
+}
+
 fn folder(model: &str) -> PathBuf {
     goldens::goldens().join("sharded").join(model)
 }
@@ -91,7 +96,7 @@ fn apart(a: &Array, b: &Array) -> f64 {
 
 /// Runs a model in all ways to quantize it and to spread it.
 fn compare(model: &str) {
-    let Some(client) = common::client() else { return };
+    let Some(client) = client() else { return };
     let many = XlaBackend::on(client, 0).unwrap();
     let one = many.clone().with_devices(1);
     let jax = goldens::numbered(&folder(model).join("float.safetensors")).pop().unwrap();
@@ -150,7 +155,7 @@ fn a_loop_over_layers_on_several_devices_is_as_on_one() {
 /// The bytes of parts on one device, of `Dense_0`, `Dense_1` and `Dense_2` of the MLP, sizes 32, 64, 64 and 16.
 #[test]
 fn each_device_holds_its_share_of_the_parameters() {
-    let Some(client) = common::client() else { return };
+    let Some(client) = client() else { return };
     let backend = XlaBackend::on(client, 0).unwrap();
     let biases = |n: usize| (64 / n + 64 + 16) * 4;
     let whole_biases = (64 + 64 + 16) * 4;
@@ -224,7 +229,7 @@ fn shardings_follow_weights_and_their_parts() {
 
 #[test]
 fn what_is_written_runs_on_several_devices() {
-    let Some(client) = common::client() else { return };
+    let Some(client) = client() else { return };
     let Case { graph, params, inputs } = case("mlp", "both8", RULES[1].1);
     // As text, in a package.
     let read: Graph = Graph::from_text(&graph.to_text(Default::default())).unwrap();
@@ -243,7 +248,7 @@ fn what_is_written_runs_on_several_devices() {
 
 #[test]
 fn uneven_tiles_are_filled_up() {
-    let Some(client) = common::client() else { return };
+    let Some(client) = client() else { return };
     let backend = XlaBackend::on(client, 0).unwrap();
     let text = "HloModule uneven
 
@@ -268,8 +273,9 @@ ENTRY main {
 
 #[test]
 fn what_cannot_run_is_named() {
-    let Some(plugin) = common::plugin() else { return };
-    let four = Client::new(&plugin, &[("cpu_device_count", OptionValue::Int(4))]).unwrap();
+    let Some(client) = client() else { return };
+    let plugin = client.plugin();
+    let four = Client::new(plugin, &[("cpu_device_count", OptionValue::Int(4))]).unwrap();
     let four = XlaBackend::on(&four, 0).unwrap();
     let with = |x: &str, y: &str| {
         format!(
@@ -312,8 +318,9 @@ ENTRY main {{
 
 #[test]
 fn a_backend_of_its_own_gets_the_devices_that_it_needs() {
-    let Some(plugin) = common::plugin() else { return };
-    let backend = XlaBackend::new(&plugin).unwrap();
+    let Some(client) = client() else { return };
+    let plugin = client.plugin();
+    let backend = XlaBackend::new(plugin).unwrap();
     let case = case("mlp", "tp8", "");
     let executable = backend.prepare(&case.graph, case.params).unwrap();
     assert_eq!(executable.bytes_by_device().unwrap().len(), 8);

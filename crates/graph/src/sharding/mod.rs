@@ -339,7 +339,8 @@ mod tests {
 
     #[test]
     fn tiles_are_where_gspmd_puts_them() {
-        let rows: [(&str, &[usize], &[usize], &[&[usize]]); 8] = [
+        type Row<'a> = (&'a str, &'a [usize], &'a [usize], &'a [&'a [usize]]);
+        let rows: [Row; 8] = [
             ("{replicated}", &[3], &[3], &[&[0], &[0]]),
             ("{devices=[2,1]<=[2]}", &[4, 3], &[2, 3], &[&[0, 0], &[2, 0]]),
             ("{devices=[2,2]<=[4]}", &[4, 6], &[2, 3], &[&[0, 0], &[0, 3], &[2, 0], &[2, 3]]),

@@ -187,7 +187,8 @@ mod tests {
 
     #[test]
     fn axes_that_are_left_open() {
-        let rows: [(&[u8], Option<&str>, Option<&[usize]>); 8] = [
+        type Row<'a> = (&'a [u8], Option<&'a str>, Option<&'a [usize]>);
+        let rows: [Row; 8] = [
             (b"", None, Some(&[])),
             (b"unspecified_dims=[1]", None, Some(&[1])),
             (b"unspecified_dims=[0,2]", None, Some(&[0, 2])),
