@@ -152,40 +152,43 @@ fn a_loop_over_layers_on_several_devices_is_as_on_one() {
     compare("stack");
 }
 
-/// The bytes of parts on one device, of `Dense_0`, `Dense_1` and `Dense_2` of the MLP, sizes 32, 64, 64 and 16.
+/// The bytes on one device: of the MLP, whose sizes are 32, 64, 64 and 16, and of three layers of 32 by 32.
 #[test]
 fn each_device_holds_its_share_of_the_parameters() {
     let Some(client) = client() else { return };
     let backend = XlaBackend::on(client, 0).unwrap();
     let biases = |n: usize| (64 / n + 64 + 16) * 4;
     let whole_biases = (64 + 64 + 16) * 4;
-    let rows: [(&str, &str, usize); 7] = [
-        ("float", "tp8", (32 * 64 + 64 * 64 + 64 * 16) / 8 * 4 + biases(8)),
-        ("float", "dp8", (32 * 64 + 64 * 64 + 64 * 16) * 4 + whole_biases),
-        ("float", "both8", (32 * 64 + 64 * 64 + 64 * 16) / 4 * 4 + biases(4)),
+    let rows: [(&str, &str, &str, usize); 8] = [
+        ("mlp", "float", "tp8", (32 * 64 + 64 * 64 + 64 * 16) / 8 * 4 + biases(8)),
+        ("mlp", "float", "dp8", (32 * 64 + 64 * 64 + 64 * 16) * 4 + whole_biases),
+        ("mlp", "float", "both8", (32 * 64 + 64 * 64 + 64 * 16) / 4 * 4 + biases(4)),
         // Scales of columns are spread with them; those of a matrix in rows are whole on each device.
-        ("int8", "tp8", (32 * 64 + 64 * 64 + 64 * 16) / 8 + (64 / 8 + 64 + 16 / 8) * 4 + biases(8)),
-        ("int8", "dp4", 32 * 64 + 64 * 64 + 64 * 16 + (64 + 64 + 16) * 4 + whole_biases),
+        ("mlp", "int8", "tp8", (32 * 64 + 64 * 64 + 64 * 16) / 8 + (64 / 8 + 64 + 16 / 8) * 4 + biases(8)),
+        ("mlp", "int8", "dp4", 32 * 64 + 64 * 64 + 64 * 16 + (64 + 64 + 16) * 4 + whole_biases),
         // A scale for four elements of a row: 8, 16 and 16 in a column. They stay with their elements.
         (
+            "mlp",
             "int4 in tiles",
             "tp8",
             (32 * 64 + 64 * 64 + 64 * 16) / 8 / 2 + (8 * 64 / 8 + 16 / 8 * 64 + 16 * 16 / 8) * 4 + biases(8),
         ),
         // Four scales in a column do not divide by eight.
         (
+            "mlp",
             "int4 in quarters",
             "tp8",
             (32 * 64 + 64 * 64 + 64 * 16) / 8 / 2 + (4 * 64 / 8 + 4 * 64 + 4 * 16 / 8) * 4 + biases(8),
         ),
+        ("stack", "int8", "tp8", 3 * 32 * 32 / 8 + 3 * 32 / 8 * 4),
     ];
     let mut wrong = Vec::new();
-    for (name, spread, expected) in rows {
+    for (model, name, spread, expected) in rows {
         let rules = RULES.iter().find(|row| row.0 == name).unwrap().1;
-        let Case { graph, params, .. } = case("mlp", spread, rules);
+        let Case { graph, params, .. } = case(model, spread, rules);
         let found = backend.prepare(&graph, params).unwrap().bytes_by_device().unwrap();
         if found.iter().any(|&bytes| bytes != expected) {
-            wrong.push(format!("{spread} {name}: {found:?}, expected {expected}"));
+            wrong.push(format!("{model} {spread} {name}: {found:?}, expected {expected}"));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -215,8 +218,6 @@ fn shardings_follow_weights_and_their_parts() {
         ("Embed_0/embedding@dot_general0/qvalue", "s4[32,64]", "{devices=[1,4]<=[4]}"),
         ("Embed_0/embedding", "f32[64,32]", "{devices=[4,1]<=[4]}"),
     ];
-    let all: Vec<_> = lowered.parameters.iter().map(|p| p.path.as_str()).collect();
-    println!("{all:?}");
     for (path, ty, expected) in rows {
         assert_eq!(sharding(path), (ty.to_owned(), expected.to_owned()), "{path}");
     }
@@ -230,7 +231,7 @@ fn shardings_follow_weights_and_their_parts() {
 #[test]
 fn what_is_written_runs_on_several_devices() {
     let Some(client) = client() else { return };
-    let Case { graph, params, inputs } = case("mlp", "both8", RULES[1].1);
+    let graph = case("mlp", "both8", RULES[1].1).graph;
     // As text, in a package.
     let read: Graph = Graph::from_text(&graph.to_text(Default::default())).unwrap();
     assert_eq!(read, graph);
@@ -243,7 +244,6 @@ fn what_is_written_runs_on_several_devices() {
     client.compile(&program, &options).unwrap();
     let error = client.compile(&program, &CompileOptions::default()).unwrap_err().to_string();
     assert!(error.contains("for 8, the options say 1"), "{error}");
-    drop((params, inputs));
 }
 
 #[test]
@@ -319,10 +319,19 @@ ENTRY main {{
 #[test]
 fn a_backend_of_its_own_gets_the_devices_that_it_needs() {
     let Some(client) = client() else { return };
-    let plugin = client.plugin();
-    let backend = XlaBackend::new(plugin).unwrap();
+    let backend = XlaBackend::new(client.plugin()).unwrap();
     let case = case("mlp", "tp8", "");
     let executable = backend.prepare(&case.graph, case.params).unwrap();
     assert_eq!(executable.bytes_by_device().unwrap().len(), 8);
-    executable.run(&case.inputs).unwrap();
+    // Devices wait for one another: runs that are started at once must not wait for each other.
+    let first = executable.run(&case.inputs).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                for _ in 0..10 {
+                    assert_eq!(executable.run(&case.inputs).unwrap(), first);
+                }
+            });
+        }
+    });
 }

@@ -135,6 +135,10 @@ impl Inliner {
                     // A call without a name adds nothing to the scope.
                     let inner = if op_name.is_empty() { scope } else { first_of(&op_name) };
                     let root = self.copy(body, Some(&operands), inner, id, draft)?;
+                    let value = &mut draft.nodes[root.index()];
+                    if value.sharding.is_none() && !matches!(value.op, Op::Parameter(_)) {
+                        value.sharding.clone_from(&node.sharding);
+                    }
                     if draft.nodes[root.index()].op == Op::Tuple {
                         draft.returned.insert(root);
                     }
