@@ -1,4 +1,4 @@
-"""Makes every golden again. `python goldens/make.py [models|ops|dtypes|qarray|init|nn|static] [name…]`"""
+"""Makes every golden again. `python goldens/make.py [models|ops|dtypes|qarray|init|nn|static|sharded] [name…]`"""
 
 import os
 import sys
@@ -60,6 +60,10 @@ def main():
     import rules
     for name in names or dict.fromkeys(c[0] for c in rules.STATIC_CASES):
       ok &= apart(make_static.make, name, [c for c in rules.STATIC_CASES if c[0] == name])
+  if section in ('all', 'sharded'):
+    import make_sharded
+    for name in names or make_sharded.MODELS:
+      ok &= apart(make_sharded.make, name)
   sys.exit(0 if ok else 1)
 
 

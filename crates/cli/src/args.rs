@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -301,6 +302,10 @@ pub struct Backend {
     /// does unless the model says otherwise: TF32 on NVIDIA's GPUs, bf16 on TPUs)
     #[arg(long, value_name = "PRECISION", value_parser = precision)]
     pub xla_precision: Option<Precision>,
+    /// Run on so many XLA devices: on 1 without regard to the model's shardings, else on as many as these name, which is
+    /// what happens without this option, too
+    #[arg(long, value_name = "COUNT")]
+    pub xla_devices: Option<NonZeroUsize>,
 }
 
 fn precision(name: &str) -> Result<Precision, String> {

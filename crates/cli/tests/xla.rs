@@ -96,6 +96,43 @@ fn compiled_programs_are_kept_and_damaged_ones_mended() {
 }
 
 #[test]
+fn sharded_models_run_on_the_devices_that_they_name() {
+    let Some(plugin) = plugin() else { return };
+    let folder = Folder::new();
+    let golden = |file: &str| {
+        let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../../goldens/sharded/mlp");
+        format!("{root}/{file}")
+    };
+    let (model, inputs) = (golden("tp8.hlo.pb"), golden("inputs.safetensors"));
+    let package = folder.path("int8");
+    let rules = folder.write("rules.json", INT8);
+    let params = golden("params.safetensors");
+    let args = ["quantize", &model, "--params", &params, "--rules", &rules, "-o", &package];
+    qwix(args).ok();
+    let run = |out: &str, backend: &str, more: &[&str]| {
+        let args = ["run", &package, "--inputs", &inputs, "-o", out, "--backend", backend];
+        with(&plugin, &[&args, more].concat())
+    };
+    let (eight, one, native) = (folder.path("eight"), folder.path("one"), folder.path("native"));
+    run(&eight, "xla:cpu", &[]).ok();
+    run(&one, "xla:cpu", &["--xla-devices", "1"]).ok();
+    run(&native, "cpu", &[]).ok();
+    assert_eq!(output(&eight), output(&one));
+    let decibels = sqnr(&output(&native), &output(&eight)).unwrap();
+    assert!(decibels > 50.0, "{decibels} dB");
+    let rows = [
+        ("xla:cpu", "3", 1, "found 3, expected 8, as the model's shardings say"),
+        ("cpu", "8", 1, "--xla-devices is for --backend xla"),
+        ("xla:cpu", "0", 2, "--xla-devices"),
+    ];
+    for (backend, devices, status, expected) in rows {
+        let ran = run(&one, backend, &["--xla-devices", devices]);
+        assert_eq!(ran.status, status, "{backend} {devices}");
+        assert!(ran.stderr.contains(expected), "{}", ran.stderr);
+    }
+}
+
+#[test]
 fn plugins_are_listed_and_found() {
     let dir = tempfile::tempdir().unwrap();
     let library = dir.path().join("some.so");

@@ -172,6 +172,7 @@ fn is_direct(op: &Op) -> bool {
         | Op::Call { .. }
         | Op::RngBitGenerator(_)
         | Op::OptimizationBarrier
+        | Op::Sharding { .. }
         | Op::CustomCall(_)
         | Op::Unsupported(_)
         | Op::Quantize(_)

@@ -305,3 +305,18 @@ fn results_that_memory_cannot_hold_are_refused() {
     let error = run(&graph, &[Array::scalar(1i8)]).unwrap_err().to_string();
     assert!(error.contains("memory") && error.contains("broadcast"), "{error}");
 }
+
+#[test]
+fn shardings_mean_nothing_on_one_device() {
+    let text = "HloModule m
+
+ENTRY main {
+  x = f32[4] parameter(0), sharding={devices=[2]<=[2]}
+  y = f32[4] custom-call(x), custom_call_target=\"Sharding\", sharding={devices=[4]<=[4]}
+  ROOT z = f32[4] negate(y), sharding={maximal device=7}
+}
+";
+    let graph = qwix_graph::Graph::from_text(text).unwrap();
+    let model = ReferenceBackend::default().compile(&graph, params(&[])).unwrap();
+    assert_eq!(model.run(&[f32s(&[4], &[1., 2., 3., 4.])]).unwrap(), [f32s(&[4], &[-1., -2., -3., -4.])]);
+}

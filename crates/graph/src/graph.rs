@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use qwix_quant::{HowToQuantize, QType};
 
-use crate::{ArrayType, KeyPath, Op, Path, Type};
+use crate::{ArrayType, KeyPath, Op, Path, Sharding, Type};
 
 /// A node's place in its computation's list.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
@@ -41,8 +41,8 @@ pub struct Node {
     pub ty: Type,
     /// What JAX wrote beside it.
     pub metadata: Metadata,
-    /// The sharding annotation as HLO text, kept as it came.
-    pub sharding: Option<String>,
+    /// How its value is spread over devices, when the model says.
+    pub sharding: Option<Sharding>,
 }
 
 /// Nodes in an order in which operands come first; one of them is the result.

@@ -44,5 +44,6 @@ pub use patch::{Callee, Patch};
 pub use path::Path;
 pub use qwix_quant::{ConvDims, DotDims, Precision, WindowDim};
 pub use scope::Scope;
+pub use sharding::{MAX_DEVICES, Sharding, Shards, Tiling};
 pub use ty::{ArrayType, QArrayType, Type};
 pub use verify::MAX_DEPTH;

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use crate::infer::infer;
 use crate::passes::eliminate_dead_code;
 use crate::{
-    Computation, Graph, GraphError, Metadata, Node, NodeId, Op, Parameter, Path, Role, Slot, Type, WeightSlot,
+    Computation, Graph, GraphError, Metadata, Node, NodeId, Op, Parameter, Path, Role, Sharding, Slot, Type,
+    WeightSlot,
 };
 
 /// One step from a computation to one that it calls.
@@ -212,6 +213,19 @@ impl Patch {
         let node = Node { sharding: old.sharding.clone(), ..node };
         if self.replaced.insert(id, node).is_some() {
             return refuse(format!("`{}` is replaced twice", self.base.node(id).name));
+        }
+        Ok(())
+    }
+
+    /// Gives a new node a sharding.
+    ///
+    /// # Errors
+    /// When the patch has no such new node.
+    pub fn set_sharding(&mut self, id: NodeId, sharding: Option<Sharding>) -> Result<(), GraphError> {
+        let new = id.index().checked_sub(self.base.nodes.len()).and_then(|i| self.inserted.get_mut(i));
+        match new {
+            Some(new) => new.node.sharding = sharding,
+            None => return refuse(format!("it has no new node {}", id.0)),
         }
         Ok(())
     }

@@ -104,6 +104,11 @@ pub(crate) struct HloInstructionProto {
     pub rng_algorithm: i32,
     #[prost(string, tag = "72")]
     pub comparison_type: String,
+    #[prost(message, optional, boxed, tag = "68")]
+    pub frontend_attributes: Option<Box<FrontendAttributes>>,
+    /// `CustomCallApiVersion`.
+    #[prost(int32, tag = "77")]
+    pub custom_call_api_version: i32,
     #[prost(int64, tag = "81")]
     pub k: i64,
     #[prost(bool, tag = "85")]
@@ -111,6 +116,13 @@ pub(crate) struct HloInstructionProto {
     /// `SparsityDescriptor`s, of which only the presence matters here.
     #[prost(bytes = "vec", repeated, tag = "86")]
     pub dot_sparsity: Vec<Vec<u8>>,
+}
+
+/// `FrontendAttributes`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct FrontendAttributes {
+    #[prost(btree_map = "string, string", tag = "1")]
+    pub map: std::collections::BTreeMap<String, String>,
 }
 
 /// The fields of an `HloInstructionProto` that say how instructions hang together.

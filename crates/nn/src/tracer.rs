@@ -393,6 +393,7 @@ fn primitive(op: &Op) -> &str {
         | Op::Conditional { .. }
         | Op::Call { .. }
         | Op::OptimizationBarrier
+        | Op::Sharding { .. }
         | Op::CustomCall(_)
         | Op::Unsupported(_)
         | Op::Quantize(_)

@@ -4,18 +4,34 @@ use std::sync::Arc;
 
 use qwix_array::Array;
 use qwix_eval::{Backend, EvalError, Loader, Params, Variables, check_inputs};
+use qwix_graph::passes::without_shardings;
 use qwix_graph::{Graph, Precision};
 
 use crate::cache::{Cache, Origin};
 use crate::loader::{Compiling, XlaLoader};
 use crate::lower::{is_gpu, lower};
-use crate::{Buffer, Client, CompileOptions, Device, Executable, Plugin, Program, Result, XlaOption};
+use crate::spread::{Placed, Placement};
+use crate::{
+    Argument, Client, CompileOptions, Device, Executable, OptionValue, PjrtError, Plugin, Program, Result,
+    XlaOption,
+};
 
-/// Runs graphs on a device of a PJRT plugin. Quantized types are lowered to plain HLO; parameters are uploaded once, as
+/// The most virtual devices that are made of a CPU. They share its cores; a file can name any number.
+const MAX_VIRTUAL: usize = 256;
+
+/// Runs graphs on devices of a PJRT plugin. Quantized types are lowered to plain HLO; parameters are uploaded once, as
 /// they are stored: int8 as `s8`, int4 packed.
+///
+/// A graph without shardings runs on one device. One whose shardings name several runs on so many, as XLA's partitioner
+/// spreads it: each device gets its part of each parameter and input alone. A result that the graph gives no sharding is
+/// gathered by the devices; of others, each device's part is read, and they are put together here.
 #[derive(Clone)]
 pub struct XlaBackend {
     client: Client,
+    /// Whether the client may be replaced by one with more devices.
+    may_grow: bool,
+    /// On how many devices graphs run, where that was told.
+    devices: Option<usize>,
     device: Device,
     name: String,
     options: CompileOptions,
@@ -24,26 +40,25 @@ pub struct XlaBackend {
     note: Arc<dyn Fn(&str) + Send + Sync>,
 }
 
-/// A graph on a device.
+/// A graph on a device, or on several.
 pub struct XlaExecutable {
     pub(crate) graph: Graph,
-    pub(crate) client: Client,
-    pub(crate) device: Device,
+    pub(crate) placement: Placement,
     pub(crate) executable: Executable,
     /// By number of the lowered graph's parameters; none where an input goes.
-    pub(crate) variables: Vec<Option<Buffer>>,
+    pub(crate) variables: Vec<Option<Placed>>,
 }
 
 impl XlaBackend {
-    /// The first device of a plugin.
+    /// The devices of a plugin: the first one, and as many as shardings name. CPUs have as many virtual ones as that.
     ///
     /// # Errors
     /// When the plugin finds no device.
     pub fn new(plugin: &Plugin) -> Result<Self> {
-        Self::on(&Client::new(plugin, &[])?, 0)
+        Ok(XlaBackend { may_grow: true, ..Self::on(&Client::new(plugin, &[])?, 0)? })
     }
 
-    /// A device of a client, by number.
+    /// A device of a client, by number, for graphs without shardings; others run on the client's first devices.
     ///
     /// # Errors
     /// When there are not so many.
@@ -58,6 +73,8 @@ impl XlaBackend {
             device: client.device(device)?.clone(),
             name: format!("xla:{}", client.platform_name()),
             client: client.clone(),
+            may_grow: false,
+            devices: None,
             options,
             precision: Precision::Highest,
             cache: None,
@@ -80,6 +97,13 @@ impl XlaBackend {
         self
     }
 
+    /// Runs graphs on so many devices: on one without regard to their shardings, else on those that they name, which must
+    /// be as many.
+    pub fn with_devices(mut self, devices: usize) -> Self {
+        self.devices = Some(devices);
+        self
+    }
+
     /// The client.
     pub fn client(&self) -> &Client {
         &self.client
@@ -90,16 +114,54 @@ impl XlaBackend {
     /// # Errors
     /// As [`Backend::load`].
     pub fn loader(&self, graph: &Graph) -> Result<XlaLoader, EvalError> {
-        let lowered = lower(graph, self.client.platform_name(), self.precision)?;
+        let platform = self.client.platform_name();
+        let lowered = match self.devices {
+            Some(1) => lower(&without_shardings(graph), platform, self.precision)?,
+            Some(_) | None => lower(graph, platform, self.precision)?,
+        };
         let program = Program::new(&lowered)?;
-        let backend = self.clone();
+        let (client, devices) = self.devices_for(program.devices())?;
+        let mut options = CompileOptions { partitions: devices.len(), ..self.options.clone() };
+        if devices.len() > 1 {
+            options.device_ids = devices.iter().map(Device::id).collect();
+        }
+        let backend = XlaBackend { client: client.clone(), options, ..self.clone() };
         Ok(XlaLoader {
             graph: graph.clone(),
-            client: self.client.clone(),
-            device: self.device.clone(),
             variables: Variables::of(graph),
+            placement: Placement { client, devices, spread: program.spread.clone() },
             compiling: Compiling::start(move || backend.compile_program(&program))?,
         })
+    }
+
+    /// A client with so many devices, and them.
+    fn devices_for(&self, count: usize) -> Result<(Client, Vec<Device>)> {
+        if let Some(told) = self.devices.filter(|&told| told != count) {
+            let reason = format!(
+                "found {told}, expected {count}, as the model's shardings say, or 1 to run it without them"
+            );
+            return Err(PjrtError::invalid("devices", reason));
+        }
+        if count == 1 {
+            return Ok((self.client.clone(), vec![self.device.clone()]));
+        }
+        let mut client = self.client.clone();
+        let virtual_ones = client.devices().len() + 1..=MAX_VIRTUAL;
+        if self.may_grow && client.platform_name() == "cpu" && virtual_ones.contains(&count) {
+            let option = ("cpu_device_count", OptionValue::Int(count as i64));
+            client = Client::new(client.plugin(), &[option])?;
+        }
+        let found = client.devices().len();
+        match client.devices().get(..count) {
+            Some(devices) => Ok((client.clone(), devices.to_vec())),
+            None => {
+                let reason = format!(
+                    "the model's shardings are for {count}, {} has {found}; it also runs on 1, without them",
+                    self.name
+                );
+                Err(PjrtError::invalid("devices", reason))
+            }
+        }
     }
 
     /// As [`Backend::compile`], with the executable's own type.
@@ -137,27 +199,52 @@ impl Backend for XlaBackend {
 }
 
 impl XlaExecutable {
-    /// The bytes that the parameters take on the device.
+    /// The bytes that the parameters take on all devices together.
     ///
     /// # Errors
     /// When the plugin does not say.
     pub fn device_bytes(&self) -> Result<usize> {
-        self.variables.iter().flatten().map(Buffer::device_bytes).sum()
+        Ok(self.bytes_by_device()?.iter().sum())
+    }
+
+    /// The bytes that the parameters take on each of the devices.
+    ///
+    /// # Errors
+    /// When the plugin does not say.
+    pub fn bytes_by_device(&self) -> Result<Vec<usize>> {
+        let mut bytes = vec![0; self.placement.devices.len()];
+        for placed in self.variables.iter().flatten() {
+            for (sum, tile) in bytes.iter_mut().zip(placed.tiles()) {
+                *sum += tile.device_bytes()?;
+            }
+        }
+        Ok(bytes)
     }
 }
 
 impl qwix_eval::Executable for XlaExecutable {
     fn run(&self, inputs: &[Array]) -> Result<Vec<Array>, EvalError> {
         check_inputs(&self.graph, inputs)?;
-        let uploaded =
-            inputs.iter().map(|input| self.client.upload(input, &self.device)).collect::<Result<Vec<_>>>()?;
+        let free = self.variables.iter().enumerate().filter(|(_, variable)| variable.is_none());
+        let uploaded = free
+            .zip(inputs)
+            .map(|((number, _), input)| self.placement.upload(number, input))
+            .collect::<Result<Vec<_>>>()?;
         let mut uploaded = uploaded.iter();
-        let arguments: Vec<&Buffer> = self
+        let arguments: Vec<&Placed> = self
             .variables
             .iter()
             .filter_map(|variable| variable.as_ref().or_else(|| uploaded.next()))
             .collect();
-        let results = self.executable.run(&arguments)?;
-        Ok(results.iter().map(Buffer::to_array).collect::<Result<_>>()?)
+        let on = |device: usize| {
+            arguments.iter().filter_map(|placed| placed.tiles().get(device)).map(Argument::Keep).collect()
+        };
+        let lists = (0..self.placement.devices.len()).map(on).collect();
+        let results = self.executable.execute(lists)?.wait()?;
+        let whole = self.executable.program().results().iter().enumerate().map(|(number, ty)| {
+            let parts: Vec<_> = results.iter().filter_map(|list| list.get(number)).collect();
+            self.placement.spread.read(number, ty, &parts)
+        });
+        Ok(whole.collect::<Result<_>>()?)
     }
 }

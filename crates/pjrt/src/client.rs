@@ -1,7 +1,7 @@
 //! A client of a plugin, and its devices.
 
 use std::ptr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use crate::ffi::{self, Arguments, NamedValue, RawClient, RawDevice, Scalar};
 use crate::plugin::{slice, text};
@@ -35,6 +35,8 @@ pub struct Client {
 pub(crate) struct ClientHandle {
     pub(crate) plugin: Plugin,
     pub(crate) raw: *mut RawClient,
+    /// Held while a program is started on several devices.
+    pub(crate) launches: Mutex<()>,
 }
 
 // SAFETY: the C API allows a client, and whatever is made by it, to be used from any thread, several at once.
@@ -113,7 +115,11 @@ impl Client {
         // SAFETY: the options, and the texts and lists they point to, live through the call; a single process needs
         // no key-value store, so its functions are null.
         unsafe { plugin.call(&mut arguments)? };
-        let handle = Arc::new(ClientHandle { plugin: plugin.clone(), raw: arguments.client });
+        let handle = Arc::new(ClientHandle {
+            plugin: plugin.clone(),
+            raw: arguments.client,
+            launches: Mutex::new(()),
+        });
         let mut client = Client {
             devices: Vec::new(),
             platform_name: platform_name(&handle)?,

@@ -4,6 +4,8 @@ use std::ptr;
 use std::sync::Arc;
 
 use crate::buffer::Buffer;
+use qwix_graph::ArrayType;
+
 use crate::client::{ClientHandle, Device};
 use crate::event::Event;
 use crate::ffi::{
@@ -19,8 +21,6 @@ pub struct Executable {
     program: Program,
     /// The devices that it runs on, in the order of the lists of arguments.
     devices: Vec<Device>,
-    /// How many devices share one copy of the program.
-    partitions: usize,
 }
 
 // SAFETY: as for `ClientHandle`, which is held here; the API allows one executable to run several times at once.
@@ -76,7 +76,7 @@ impl Client {
     /// # Errors
     /// When the plugin's compiler does not take it, or the options want more devices than there are.
     pub fn compile(&self, program: &Program, options: &CompileOptions) -> Result<Executable> {
-        options.devices(self.devices().len())?;
+        self.check(program, options)?;
         let (format, options_bytes) = (b"hlo", options.encode());
         let raw_program = RawProgram {
             struct_size: RawProgram::SIZE,
@@ -96,7 +96,7 @@ impl Client {
         // SAFETY: the client is alive; program and options live through the call.
         unsafe { self.handle.plugin.call(&mut arguments)? };
         // SAFETY: the executable is new and ours.
-        unsafe { self.adopt(arguments.executable, program, options) }
+        unsafe { self.adopt(arguments.executable, program) }
     }
 
     /// Loads what [`Executable::serialize`] gave for the same program and options.
@@ -112,7 +112,7 @@ impl Client {
         program: &Program,
         options: &CompileOptions,
     ) -> Result<Executable> {
-        options.devices(self.devices().len())?;
+        self.check(program, options)?;
         if bytes.is_empty() {
             return Err(PjrtError::invalid("serialized executable", "is empty"));
         }
@@ -125,23 +125,17 @@ impl Client {
         // SAFETY: the client is alive; the bytes live through the call; no options means those in the bytes.
         unsafe { self.handle.plugin.call(&mut arguments)? };
         // SAFETY: the executable is new and ours.
-        unsafe { self.adopt(arguments.loaded_executable, program, options) }
+        unsafe { self.adopt(arguments.loaded_executable, program) }
     }
 
     /// # Safety
     /// The executable is this client's, and nobody else destroys it.
-    unsafe fn adopt(
-        &self,
-        raw: *mut RawLoadedExecutable,
-        program: &Program,
-        options: &CompileOptions,
-    ) -> Result<Executable> {
+    unsafe fn adopt(&self, raw: *mut RawLoadedExecutable, program: &Program) -> Result<Executable> {
         let mut executable = Executable {
             client: Arc::clone(&self.handle),
             raw,
             program: program.clone(),
             devices: Vec::new(),
-            partitions: options.partitions,
         };
         // What was read is kept for nothing but its types.
         executable.program.bytes = Vec::new();
@@ -164,6 +158,18 @@ impl Client {
             return Err(PjrtError::invalid("program", reason));
         }
         Ok(executable)
+    }
+}
+
+impl Client {
+    fn check(&self, program: &Program, options: &CompileOptions) -> Result<()> {
+        let devices = program.devices();
+        if devices > 1 && options.partitions != devices {
+            let reason =
+                format!("the program's shardings are for {devices}, the options say {}", options.partitions);
+            return Err(PjrtError::invalid("partitions", reason));
+        }
+        options.devices(self.devices().len()).map(drop)
     }
 }
 
@@ -259,6 +265,8 @@ impl Executable {
             device_complete_events: events.as_mut_ptr(),
             ..ffi::LoadedExecutableExecute::new()
         };
+        // Devices that wait for one another must get their programs in one order.
+        let _in_turn = (lists.len() > 1).then(|| self.client.launches.lock());
         // SAFETY: the executable is alive. There is a list for each of its devices, each of as many live buffers as the
         // program has parameters, of its types and on that device (`check`), and room for as many results as it has.
         // Donated buffers are not used again: they are dropped below, which the plugin allows while they are in use.
@@ -294,7 +302,7 @@ impl Executable {
         }
         for (number, (argument, expected)) in list.iter().zip(expected).enumerate() {
             let buffer = argument.buffer();
-            let found = buffer.ty();
+            let (found, shards) = (buffer.ty(), self.program.spread.parameters.get(number));
             let bad = |reason: String| Err(PjrtError::invalid(format!("argument {number}"), reason));
             if !buffer.is_of(&self.client) {
                 return bad("is of another client".to_owned());
@@ -302,13 +310,11 @@ impl Executable {
             if buffer.device_id() != device.id() {
                 return bad(format!("is on device {}, expected {}", buffer.device_id(), device.id()));
             }
-            // A part of an array that is spread over devices: how large it is the partitioner decided.
-            let fits = match self.partitions {
-                1 => found == expected,
-                _ => found.dtype == expected.dtype && found.shape.len() == expected.shape.len(),
-            };
-            if !fits {
-                return bad(format!("is {found}, expected {expected}"));
+            // Its part on the device, where it is spread over several.
+            let shape = shards.map_or(&expected.shape, |shards| &shards.shape);
+            if found.dtype != expected.dtype || found.shape != *shape {
+                let part = ArrayType::new(expected.dtype, shape.clone());
+                return bad(format!("is {found}, expected {part}"));
             }
         }
         Ok(())

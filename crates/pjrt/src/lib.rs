@@ -25,6 +25,7 @@ mod options;
 mod plugin;
 mod plugins;
 mod program;
+mod spread;
 
 pub use backend::{XlaBackend, XlaExecutable};
 pub use buffer::Buffer;

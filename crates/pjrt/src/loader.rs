@@ -3,16 +3,16 @@
 use std::thread::{self, JoinHandle};
 
 use qwix_eval::{EvalError, Loader, Value, Variables};
-use qwix_graph::{Graph, Path};
+use qwix_graph::{Graph, Parameter, Path, Role, Type};
 
-use crate::{Buffer, Client, Device, Executable, PjrtError, Result, XlaExecutable};
+use crate::spread::{Placed, Placement};
+use crate::{Executable, PjrtError, Result, XlaExecutable};
 
 /// A graph on its way to a device: its variables are uploaded as they come, while the plugin compiles.
 pub struct XlaLoader {
     pub(crate) graph: Graph,
-    pub(crate) client: Client,
-    pub(crate) device: Device,
-    pub(crate) variables: Variables<Vec<Buffer>>,
+    pub(crate) placement: Placement,
+    pub(crate) variables: Variables<Vec<Placed>>,
     pub(crate) compiling: Compiling,
 }
 
@@ -22,10 +22,10 @@ impl XlaLoader {
     /// # Errors
     /// As [`Loader::finish`].
     pub fn done(self) -> Result<XlaExecutable, EvalError> {
-        let XlaLoader { graph, client, device, variables, compiling } = self;
+        let XlaLoader { graph, placement, variables, compiling } = self;
         let variables = variables.finish()?;
         let executable = compiling.wait()?;
-        Ok(XlaExecutable { graph, client, device, executable, variables: flat(variables) })
+        Ok(XlaExecutable { graph, placement, executable, variables: flat(variables) })
     }
 }
 
@@ -33,8 +33,8 @@ impl Loader for XlaLoader {
     fn put(&mut self, path: &Path, value: Value) -> Result<(), EvalError> {
         // What cannot be compiled is not filled.
         self.compiling.check()?;
-        let (client, device) = (&self.client, &self.device);
-        self.variables.put(path, value, |value| upload(client, device, value))
+        let (placement, first) = (&self.placement, first_number(&self.graph, path));
+        self.variables.put(path, value, |value| upload(placement, first, value))
     }
 
     fn finish(self: Box<Self>) -> Result<Box<dyn qwix_eval::Executable>, EvalError> {
@@ -42,9 +42,19 @@ impl Loader for XlaLoader {
     }
 }
 
-/// Puts a variable on a device, a buffer for each parameter that it is in the lowered graph; each part is dropped once it
-/// is there.
-fn upload(client: &Client, device: &Device, value: Value) -> Result<Vec<Buffer>, EvalError> {
+/// The number that a variable's first part has among the lowered graph's parameters.
+fn first_number(graph: &Graph, path: &Path) -> usize {
+    let parts = |parameter: &Parameter| match &parameter.ty {
+        Type::QArray(q) => 2 + usize::from(q.has_zero_point()),
+        Type::Array(_) | Type::Tuple(_) | Type::Token | Type::Opaque(_) => 1,
+    };
+    let is_it = |p: &&Parameter| p.role == Role::Variable && p.path == *path;
+    graph.parameters.iter().take_while(|p| !is_it(p)).map(parts).sum()
+}
+
+/// Puts a variable on the devices, a buffer for each parameter that it is in the lowered graph, from number `first` on;
+/// each part is dropped once it is there.
+fn upload(placement: &Placement, first: usize, value: Value) -> Result<Vec<Placed>, EvalError> {
     let parts = match value {
         Value::Array(array) => vec![array],
         Value::QArray(q) => {
@@ -59,12 +69,12 @@ fn upload(client: &Client, device: &Device, value: Value) -> Result<Vec<Buffer>,
             });
         }
     };
-    let uploaded = parts.into_iter().map(|part| client.upload(&part, device));
+    let uploaded = (first..).zip(parts).map(|(number, part)| placement.upload(number, &part));
     Ok(uploaded.collect::<Result<_>>()?)
 }
 
 /// By number of the lowered graph's parameters; none where an input goes.
-fn flat(variables: Vec<Option<Vec<Buffer>>>) -> Vec<Option<Buffer>> {
+fn flat(variables: Vec<Option<Vec<Placed>>>) -> Vec<Option<Placed>> {
     let flat = variables.into_iter().flat_map(|variable| match variable {
         None => vec![None],
         Some(parts) => parts.into_iter().map(Some).collect(),

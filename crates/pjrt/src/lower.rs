@@ -3,14 +3,18 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use qwix_graph::passes::lower_quant;
+use qwix_graph::passes::{lower_quant, without_shardings};
 use qwix_graph::{
-    ArrayType, Computation, ConvDims, DotDims, Graph, GraphError, Metadata, Node, NodeId, Op, Precision, Type,
+    ArrayType, Computation, ConvDims, DotDims, Graph, GraphError, Metadata, Node, NodeId, Op, Precision,
+    Sharding, Type,
 };
 
 use crate::gpu;
 
 /// The graph in plain HLO whose result is a flat tuple of arrays.
+///
+/// Where shardings name several devices, every parameter and result has one: `{replicated}` unless the graph says
+/// another. Shardings for one device go.
 ///
 /// `platform` is the plugin's name of it. XLA's CPU compiler takes no products of types narrower than a byte: there the
 /// operands are converted to 8 bits first, which is exact. What its GPU compilers get wrong is written otherwise.
@@ -20,10 +24,18 @@ use crate::gpu;
 /// When the graph cannot be lowered.
 pub fn lower(graph: &Graph, platform: &str, precision: Precision) -> Result<Graph, GraphError> {
     let mut graph = lower_quant(graph)?;
+    let sharded = graph.device_count()?.is_some();
+    if !sharded {
+        graph = without_shardings(&graph);
+    }
     let (widen, gpu) = (platform == "cpu", is_gpu(platform));
     let mut fit = Fit { widen, gpu, precision, done: HashMap::new() };
     graph.entry = fit.computation(&graph.entry);
-    graph.entry = Arc::new(flat_result(&graph.entry));
+    let mut entry = flat_result(&graph.entry);
+    if sharded {
+        spread_signature(&mut entry);
+    }
+    graph.entry = Arc::new(entry);
     graph.verify()?;
     Ok(graph)
 }
@@ -39,9 +51,29 @@ fn flat_result(entry: &Computation) -> Computation {
     let mut leaves = Vec::new();
     let root = entry.root;
     leaves_of(&mut entry, root, &mut leaves);
-    let types = leaves.iter().map(|id: &NodeId| entry.node(*id).ty.clone()).collect();
+    let types: Vec<Type> = leaves.iter().map(|id: &NodeId| entry.node(*id).ty.clone()).collect();
+    let declared = entry.node(root).sharding.as_ref().and_then(|s| s.leaves(&entry.node(root).ty));
+    // Tokens have no place among the results.
+    let declared = declared.filter(|shardings| shardings.len() == leaves.len());
     entry.root = push(&mut entry, Op::Tuple, leaves, Type::Tuple(types));
+    entry.nodes[entry.root.index()].sharding = declared.map(Sharding::Tuple);
     entry
+}
+
+/// Gives each parameter that has none, and the result, a sharding. What the model says nothing of is whole on each device:
+/// a result is then gathered by the devices.
+fn spread_signature(entry: &mut Computation) {
+    for node in &mut entry.nodes {
+        if let (Op::Parameter(_), None) = (&node.op, &node.sharding) {
+            node.sharding = Some(Sharding::Replicated);
+        }
+    }
+    let root = entry.node(entry.root);
+    if root.sharding.is_none() && !root.operands.is_empty() {
+        let of = |id: &NodeId| entry.node(*id).sharding.clone().unwrap_or(Sharding::Replicated);
+        let shardings = root.operands.iter().map(of).collect();
+        entry.nodes[entry.root.index()].sharding = Some(Sharding::Tuple(shardings));
+    }
 }
 
 fn leaves_of(computation: &mut Computation, id: NodeId, leaves: &mut Vec<NodeId>) {

@@ -13,6 +13,8 @@ pub struct CompileOptions {
     pub replicas: usize,
     /// Over how many devices each copy is spread, as the shardings in the program say.
     pub partitions: usize,
+    /// The ids of the devices of the first copy's parts, then of the next copy's; empty for the plugin's choice.
+    pub device_ids: Vec<i32>,
     /// Options of XLA (`xla_…`), as they would stand in `XLA_FLAGS`, for this program alone.
     pub xla: BTreeMap<String, XlaOption>,
 }
@@ -31,7 +33,7 @@ pub enum XlaOption {
 impl Default for CompileOptions {
     /// One device.
     fn default() -> Self {
-        CompileOptions { replicas: 1, partitions: 1, xla: BTreeMap::new() }
+        CompileOptions { replicas: 1, partitions: 1, device_ids: Vec::new(), xla: BTreeMap::new() }
     }
 }
 
@@ -39,7 +41,7 @@ impl CompileOptions {
     /// How many devices the program runs on.
     ///
     /// # Errors
-    /// When a count is zero (which ends some plugins' process) or not to be had.
+    /// When a count is zero (which ends some plugins' process) or not to be had, or the ids are not as many.
     pub(crate) fn devices(&self, available: usize) -> Result<usize> {
         let counts = [("replicas", self.replicas), ("partitions", self.partitions)];
         for (what, count) in counts {
@@ -48,6 +50,10 @@ impl CompileOptions {
             }
         }
         match self.replicas.checked_mul(self.partitions) {
+            Some(devices) if !self.device_ids.is_empty() && self.device_ids.len() != devices => {
+                let reason = format!("found {:?}, expected {devices}", self.device_ids);
+                Err(PjrtError::invalid("device ids", reason))
+            }
             Some(devices) if devices <= available => Ok(devices),
             _ => Err(PjrtError::invalid(
                 "devices",
@@ -59,12 +65,33 @@ impl CompileOptions {
         }
     }
 
+    fn assignment(&self) -> Option<DeviceAssignmentProto> {
+        if self.device_ids.is_empty() {
+            return None;
+        }
+        let of_partition = |partition: usize| ComputationDeviceProto {
+            replica_device_ids: self
+                .device_ids
+                .iter()
+                .skip(partition)
+                .step_by(self.partitions.max(1))
+                .copied()
+                .collect(),
+        };
+        Some(DeviceAssignmentProto {
+            replica_count: self.replicas as i32,
+            computation_count: self.partitions as i32,
+            computation_devices: (0..self.partitions).map(of_partition).collect(),
+        })
+    }
+
     /// The serialized message. Both counts are always in it: without them some plugins end the process.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let build = ExecutableBuildOptionsProto {
             num_replicas: self.replicas as i64,
             num_partitions: self.partitions as i64,
             use_spmd_partitioning: self.partitions > 1,
+            device_assignment: self.assignment(),
         };
         let overrides = self.xla.iter().map(|(name, value)| {
             let value = match value {
@@ -96,6 +123,24 @@ struct ExecutableBuildOptionsProto {
     num_partitions: i64,
     #[prost(bool, tag = "6")]
     use_spmd_partitioning: bool,
+    #[prost(message, optional, tag = "9")]
+    device_assignment: Option<DeviceAssignmentProto>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct DeviceAssignmentProto {
+    #[prost(int32, tag = "1")]
+    replica_count: i32,
+    #[prost(int32, tag = "2")]
+    computation_count: i32,
+    #[prost(message, repeated, tag = "3")]
+    computation_devices: Vec<ComputationDeviceProto>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ComputationDeviceProto {
+    #[prost(int32, repeated, tag = "1")]
+    replica_device_ids: Vec<i32>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

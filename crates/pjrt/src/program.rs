@@ -3,6 +3,7 @@
 use qwix_graph::{ArrayType, Computation, Graph, Type};
 
 use crate::lower::unsafe_instruction;
+use crate::spread::Spread;
 use crate::{PjrtError, Result};
 
 /// Where protobuf ends.
@@ -14,6 +15,7 @@ pub struct Program {
     pub(crate) bytes: Vec<u8>,
     pub(crate) parameters: Vec<ArrayType>,
     pub(crate) results: Vec<ArrayType>,
+    pub(crate) spread: Spread,
 }
 
 impl Program {
@@ -21,11 +23,9 @@ impl Program {
     /// tuple of arrays.
     ///
     /// # Errors
-    /// When the graph is not like that, cannot be written as HLO, or is past 2 GiB.
+    /// When the graph is not like that, cannot be written as HLO, or is past 2 GiB, or its shardings do not go together.
     pub fn new(graph: &Graph) -> Result<Self> {
-        check(graph)?;
-        let (parameters, results) = (parameters(graph)?, results(&graph.entry)?);
-        Self::sized(graph.to_hlo_proto()?, parameters, results)
+        Self::of(graph, graph.to_hlo_proto()?)
     }
 
     /// A serialized `HloModuleProto`. It is read once here, so that no plugin sees a module that does not hang
@@ -37,12 +37,13 @@ impl Program {
         let graph =
             Graph::from_hlo_proto(&bytes).map_err(|e| PjrtError::invalid("program", e.to_string()))?;
         graph.verify()?;
-        check(&graph)?;
-        let (parameters, results) = (parameters(&graph)?, results(&graph.entry)?);
-        Self::sized(bytes, parameters, results)
+        Self::of(&graph, bytes)
     }
 
-    fn sized(bytes: Vec<u8>, parameters: Vec<ArrayType>, results: Vec<ArrayType>) -> Result<Self> {
+    fn of(graph: &Graph, bytes: Vec<u8>) -> Result<Self> {
+        check(graph)?;
+        let (parameters, results) = (parameters(graph)?, results(&graph.entry)?);
+        let spread = Spread::of(graph, &parameters, &results)?;
         if bytes.len() > MAX_BYTES {
             let reason = format!(
                 "has {} bytes, at most {MAX_BYTES} can be; make its constants parameters",
@@ -50,7 +51,7 @@ impl Program {
             );
             return Err(PjrtError::invalid("program", reason));
         }
-        Ok(Program { bytes, parameters, results })
+        Ok(Program { bytes, parameters, results, spread })
     }
 
     /// The serialized `HloModuleProto`.
@@ -61,6 +62,11 @@ impl Program {
     /// The types of the parameters, by number.
     pub fn parameters(&self) -> &[ArrayType] {
         &self.parameters
+    }
+
+    /// Over how many devices its shardings spread it; 1 when it has none.
+    pub fn devices(&self) -> usize {
+        self.spread.devices
     }
 
     /// The types of the results.

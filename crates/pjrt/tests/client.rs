@@ -231,27 +231,38 @@ fn a_program_is_spread_over_devices_as_its_shardings_say() {
     let mut graph = doubled();
     let entry = Arc::make_mut(&mut graph.entry);
     for node in &mut entry.nodes {
-        node.sharding = Some(match node.op {
+        let sharding = match node.op {
             Op::Tuple => format!("{{{rows}, {{replicated}}}}"),
             _ => rows.to_owned(),
-        });
+        };
+        node.sharding = Some(sharding.parse().unwrap());
     }
     let program = Program::new(&graph).unwrap();
-    let executable = client.compile(&program, &CompileOptions { partitions: 2, ..options() }).unwrap();
     let row = |r: usize| Array::from_vec(&[1, 3], X[3 * r..3 * r + 3].to_vec()).unwrap();
-    let lists = executable
-        .devices()
-        .iter()
-        .enumerate()
-        .map(|(r, device)| vec![Argument::Donate(client.upload(&row(r), device).unwrap())])
-        .collect();
-    let results = executable.execute(lists).unwrap().wait().unwrap();
-    for (r, results) in results.iter().enumerate() {
-        // The first result is spread as the input is, the second whole on each device.
-        let expected: Vec<f64> = values(&row(r)).iter().map(|v| 2.0 * v).collect();
-        assert_eq!(values(&results[0].to_array().unwrap()), expected);
-        assert_eq!(results[1].to_array().unwrap(), x());
+    // On devices of the plugin's choice, or of ours.
+    let turned = vec![client.devices()[1].id(), client.devices()[0].id()];
+    for device_ids in [vec![], turned] {
+        let options = CompileOptions { partitions: 2, device_ids: device_ids.clone(), ..options() };
+        let executable = client.compile(&program, &options).unwrap();
+        let ids: Vec<i32> = executable.devices().iter().map(|device| device.id()).collect();
+        assert!(device_ids.is_empty() || ids == device_ids, "{ids:?}");
+        let lists = executable
+            .devices()
+            .iter()
+            .enumerate()
+            .map(|(r, device)| vec![Argument::Donate(client.upload(&row(r), device).unwrap())])
+            .collect();
+        let results = executable.execute(lists).unwrap().wait().unwrap();
+        for (r, results) in results.iter().enumerate() {
+            // The first result is spread as the input is, the second whole on each device.
+            let expected: Vec<f64> = values(&row(r)).iter().map(|v| 2.0 * v).collect();
+            assert_eq!(values(&results[0].to_array().unwrap()), expected);
+            assert_eq!(results[1].to_array().unwrap(), x());
+        }
     }
+    let options = CompileOptions { partitions: 2, device_ids: vec![0], ..options() };
+    let error = client.compile(&program, &options).unwrap_err().to_string();
+    assert!(error.contains("device ids: found [0], expected 2"), "{error}");
 }
 
 #[test]
@@ -309,6 +320,12 @@ fn the_cache_gives_back_what_was_compiled_and_nothing_else() {
         let two = CompileOptions { replicas: 2, ..options() };
         assert_eq!(compile(&program, &two).1, Origin::Compiled);
     }
+    let entries: Vec<_> = [(1, 1), (1, 2), (2, 1), (1, 4)]
+        .into_iter()
+        .map(|(replicas, partitions)| CompileOptions { replicas, partitions, ..options() })
+        .map(|options| cache.entry(client, &program, &options))
+        .collect();
+    assert!((1..entries.len()).all(|i| !entries[..i].contains(&entries[i])), "{entries:?}");
     let mut b = GraphBuilder::new("doubled");
     let x = b.input("x", Type::array(DType::F32, [2, 3])).unwrap();
     let y = b.binary(BinaryOp::Multiply, x, x).unwrap();

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::providers::{Choice, Provider, RangeFrom, Side, multiplies_stored};
 use crate::quantize_model::plan;
+use crate::sharding;
 use crate::{Operand, PtqError, Site, Storage, Warning};
 
 /// One side of a quantized site.
@@ -27,6 +28,8 @@ pub struct SideVerdict {
     pub axes: Vec<String>,
     /// Where the quantized weight is kept.
     pub storage: Option<String>,
+    /// The sharding of the quantized weight, where the model spreads the float one over devices.
+    pub sharding: Option<String>,
     /// The path of the statistics that the range of an activation comes from, when it is static.
     pub statistics: Option<String>,
     /// The axes over which calibration takes the mean of its statistics.
@@ -212,6 +215,10 @@ impl SideVerdict {
             qtype: side.as_ref().map(|s| s.how.qtype.name),
             calibration: side.as_ref().map(|s| s.how.calibration.to_string()),
             axes: axes.collect(),
+            sharding: as_weight
+                .filter(|_| stored)
+                .and_then(|w| sharding::stored(graph, w))
+                .map(|(sharding, _)| sharding.to_string()),
             statistics: observed.map(|o| o.path.to_string()),
             batch_axes: observed.map(|o| o.batch_axes.clone()).unwrap_or_default(),
             storage: as_weight.filter(|_| side.is_some()).map(|w| match &w.storage {

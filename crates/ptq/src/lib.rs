@@ -13,6 +13,7 @@ mod quantize_params;
 mod quantize_stats;
 mod rewrite;
 mod rule;
+mod sharding;
 mod share;
 mod site;
 mod stats;

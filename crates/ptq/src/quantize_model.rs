@@ -7,6 +7,7 @@ use qwix_graph::{Graph, Patch};
 
 use crate::explain::{Outcome, Verdict};
 use crate::providers::{Choice, Decision, Phase, Provider, Side};
+use crate::sharding;
 use crate::share::share_quantized;
 use crate::{PtqError, QuantizationRule, Rules, Site, Storage, Template, Warning, find_sites};
 
@@ -118,7 +119,7 @@ pub(crate) fn plan(
     }
     let mut patches = rewrite(graph, provider, &sites, &decided, Phase::Run)?;
     settle_in_place(graph, provider, &mut sites, &decided, &mut patches)?;
-    warn_of_each_run(graph, &sites, &decided, &mut warnings);
+    warn_of_storage(graph, &sites, &decided, &mut warnings);
     let edits: Vec<Patch> = patches.into_iter().flatten().collect();
     let quantized = graph.apply(&edits).map_err(|e| PtqError::Graph { reason: e.to_string() })?;
     let quantized = share_quantized(&quantized);
@@ -167,22 +168,26 @@ pub(crate) fn plan(
     ))
 }
 
-/// Such weights take as much room as before, and time on each run.
-fn warn_of_each_run(graph: &Graph, sites: &[Site], decided: &Decided, warnings: &mut Vec<Warning>) {
+/// Weights that stay floats take as much room as before, and time on each run; those that are whole on each device take
+/// more than their variable's share.
+fn warn_of_storage(graph: &Graph, sites: &[Site], decided: &Decided, warnings: &mut Vec<Warning>) {
     for (site, choice) in sites.iter().zip(&decided.choices) {
         let Some(choice) = choice else { continue };
         for (operand, side) in [(&site.lhs, &choice.lhs), (&site.rhs, &choice.rhs)] {
             if side.as_ref().is_some_and(Side::is_stored)
                 && let Some(weight) = &operand.weight
-                && let Storage::EachRun { reason } = &weight.storage
                 && let Some(parameter) = graph.parameters.get(weight.parameter)
             {
+                let what = match (&weight.storage, sharding::stored(graph, weight)) {
+                    (Storage::EachRun { reason }, _) => {
+                        format!("stays a float and is quantized on each run: {reason}")
+                    }
+                    (_, Some((_, Some(reason)))) => format!("is stored whole on each device: {reason}"),
+                    (_, Some((_, None)) | None) => continue,
+                };
                 warnings.push(Warning {
                     about: format!("site `{}` {}", site.module_path, site.op_id),
-                    message: format!(
-                        "its weight `{}` stays a float and is quantized on each run: {reason}",
-                        parameter.path
-                    ),
+                    message: format!("its weight `{}` {what}", parameter.path),
                 });
             }
         }

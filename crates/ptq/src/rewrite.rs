@@ -8,6 +8,7 @@ use qwix_graph::{
 use qwix_quant::{Granularity, HowToQuantize};
 
 use crate::providers::{Choice, Observed, RangeFrom, Side};
+use crate::sharding;
 use crate::{AxisUse, Operand, Product, Site, Storage, Weight};
 
 /// What the edit of a side with a static range is given.
@@ -126,7 +127,15 @@ fn weight_side(
                 ..parameter.clone()
             };
             let otherwise = reserved_path(&parameter.path, site, suffix);
-            patch.add_parameter(stored, otherwise).map_err(|e| e.to_string())
+            let mut id = patch.add_parameter(stored, otherwise).map_err(|e| e.to_string())?;
+            let sharding = sharding::stored(graph, weight).map(|(sharding, _)| sharding);
+            patch.set_sharding(id, sharding).map_err(|e| e.to_string())?;
+            if let Some((sharding, open)) = &weight.constraint {
+                let op = Op::Sharding { open: open.clone() };
+                id = patch.insert(site.node, op, &[id]).map_err(|e| e.to_string())?;
+                patch.set_sharding(id, Some(sharding.clone())).map_err(|e| e.to_string())?;
+            }
+            Ok(id)
         }
         Storage::InPlace { axes, chain } => {
             let granularity = axes
@@ -199,6 +208,7 @@ fn unconverted(
             now = patch
                 .insert_as(site.node, node.op.clone(), &operands, declared)
                 .map_err(|e| e.to_string())?;
+            patch.set_sharding(now, node.sharding.clone()).map_err(|e| e.to_string())?;
         }
     }
     Ok(now)

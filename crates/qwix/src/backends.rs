@@ -52,7 +52,7 @@ pub fn backend(name: &str) -> Result<Box<dyn Backend>> {
     (row.make)(argument)
 }
 
-/// The first device of a PJRT plugin: of a kind (`cpu`, `cuda`, `rocm`, `tpu`; nothing means `cpu`) or of the library at
+/// The devices of a PJRT plugin, as many as a model's shardings name: of a kind (`cpu`, `cuda`, `rocm`, `tpu`; nothing means `cpu`) or of the library at
 /// a path.
 ///
 /// # Errors

@@ -8,8 +8,11 @@ use crate::args;
 use crate::output;
 
 pub fn backend(args: &args::Backend) -> Result<Box<dyn Backend>> {
-    let for_xla =
-        [("--xla-cache", args.xla_cache.is_some()), ("--xla-precision", args.xla_precision.is_some())];
+    let for_xla = [
+        ("--xla-cache", args.xla_cache.is_some()),
+        ("--xla-precision", args.xla_precision.is_some()),
+        ("--xla-devices", args.xla_devices.is_some()),
+    ];
     let Some((option, _)) = for_xla.iter().find(|(_, given)| *given) else {
         return Ok(qwix::backend(&args.name)?);
     };
@@ -23,6 +26,9 @@ pub fn backend(args: &args::Backend) -> Result<Box<dyn Backend>> {
     }
     if let Some(precision) = args.xla_precision {
         backend = backend.with_precision(precision);
+    }
+    if let Some(devices) = args.xla_devices {
+        backend = backend.with_devices(devices.get());
     }
     Ok(Box::new(backend))
 }

@@ -118,7 +118,7 @@ pub(super) fn plan(planning: &Planning<'_>, id: NodeId) -> Option<Planned> {
     match &node.op {
         Op::Tuple => Planned::of(node, Tuple),
         Op::GetTupleElement(index) => Planned::of(node, Element(*index)),
-        Op::OptimizationBarrier => Planned::of(node, Pass),
+        Op::OptimizationBarrier | Op::Sharding { .. } => Planned::of(node, Pass),
         Op::Unary(qwix_graph::UnaryOp::Copy) => Planned::of(node, Pass),
         _ => None,
     }

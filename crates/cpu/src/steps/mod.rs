@@ -98,6 +98,7 @@ pub(crate) fn is_cheap_to_fold(op: &Op) -> bool {
         | Op::Call { .. }
         | Op::RngBitGenerator(_)
         | Op::OptimizationBarrier
+        | Op::Sharding { .. }
         | Op::CustomCall(_)
         | Op::Unsupported(_)
         | Op::Quantize(_)

@@ -8,6 +8,7 @@ use crate::proto::{
 };
 use crate::{
     CompareOrder, ConvDims, DotDims, GatherDims, Op, PadDim, Precision, RngAlgorithm, ScatterDims, WindowDim,
+    sharding,
 };
 
 /// Writes the attributes of an op; opcode, operands and called computations are there already.
@@ -111,6 +112,11 @@ pub(super) fn write_attributes(op: &Op, i: &mut HloInstructionProto) -> Result<(
                 RngAlgorithm::ThreeFry => 1,
                 RngAlgorithm::Philox => 2,
             }
+        }
+        Op::Sharding { open } => {
+            i.custom_call_target = sharding::TARGET.to_owned();
+            i.backend_config = sharding::config_of(open);
+            i.custom_call_api_version = sharding::API_VERSION;
         }
         Op::CustomCall(call) => {
             return Err(format!("a call of `{}` cannot be written: not all of it is kept", call.target));

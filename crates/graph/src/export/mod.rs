@@ -116,7 +116,7 @@ impl Writer {
                 reason,
             };
             let shape = shape_of(&node.ty).map_err(wrong)?;
-            let sharding = node.sharding.as_deref().map(sharding::parse).transpose().map_err(wrong)?;
+            let sharding = node.sharding.as_ref().map(sharding::to_proto).transpose().map_err(wrong)?;
             let mut instruction = HloInstructionProto {
                 name,
                 opcode: node.op.name().to_owned(),

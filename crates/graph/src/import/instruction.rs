@@ -10,7 +10,7 @@ use crate::proto::{
 };
 use crate::{
     BinaryOp, CompareOrder, Comparison, Computation, ConvDims, CustomCall, DotDims, GatherDims, Op, PadDim,
-    Precision, RngAlgorithm, ScatterDims, SliceDim, Type, UnaryOp, Unsupported, WindowDim,
+    Precision, RngAlgorithm, ScatterDims, SliceDim, Type, UnaryOp, Unsupported, WindowDim, sharding,
 };
 
 /// How many computations an instruction calls that the graph has to know, or `None` when it does not have to.
@@ -206,8 +206,10 @@ pub(super) fn op_of(
         }),
         "opt-barrier" => Op::OptimizationBarrier,
         "custom-call" => {
-            if is_annotation(&i.custom_call_target) && matches!(operands, [operand] if *operand == ty) {
-                Op::OptimizationBarrier
+            let attributes = i.frontend_attributes.as_ref().map(|attributes| &attributes.map);
+            let shardy = attributes.and_then(|map| map.get(sharding::SHARDY)).map(String::as_str);
+            if let Some(op) = annotation(&i.custom_call_target, &i.backend_config, shardy, ty, operands) {
+                op
             } else {
                 Op::CustomCall(CustomCall {
                     target: i.custom_call_target,
@@ -235,12 +237,28 @@ pub(crate) fn carries_any_type(opcode: &str) -> bool {
     )
 }
 
-/// Custom calls that say something to a partitioner or a memory planner and leave the value alone.
-pub(crate) fn is_annotation(target: &str) -> bool {
+/// The op of a custom call that says something to a partitioner or a memory planner and leaves the value alone.
+/// `shardy` is what the frontend attribute of that name says.
+pub(crate) fn annotation(
+    target: &str,
+    config: &[u8],
+    shardy: Option<&str>,
+    ty: &Type,
+    operands: &[&Type],
+) -> Option<Op> {
+    if !matches!(operands, [operand] if *operand == ty) {
+        return None;
+    }
+    if target == sharding::TARGET {
+        return sharding::open_axes(config, shardy).map(|open| Op::Sharding { open });
+    }
+    is_annotation(target).then_some(Op::OptimizationBarrier)
+}
+
+fn is_annotation(target: &str) -> bool {
     matches!(
         target,
-        "Sharding"
-            | "SPMDFullToShardShape"
+        "SPMDFullToShardShape"
             | "SPMDShardToFullShape"
             | "LayoutConstraint"
             | "annotate_device_placement"

@@ -23,7 +23,7 @@ pub use error::ImportError;
 use error::{at, quoted};
 use module::{Module, RawComputation, module_bytes};
 
-pub(crate) use instruction::{carries_any_type, is_annotation};
+pub(crate) use instruction::{annotation, carries_any_type};
 pub(crate) use parameters::{role_of, signature};
 pub(crate) use shape::{TOKEN, TUPLE, opaque_part, primitive_of};
 
@@ -170,7 +170,8 @@ impl<'m, 'a> Builder<'m, 'a> {
                 op_name: instruction.metadata.take().map_or_else(String::new, |metadata| metadata.op_name),
                 id: head.id as u64,
             };
-            let sharding = instruction.sharding.take().and_then(|sharding| sharding::text_of(&sharding));
+            let sharding = instruction.sharding.take();
+            let sharding = sharding.map(|s| sharding::from_proto(&s)).transpose().map_err(here)?;
             let called = std::mem::take(&mut called[index]);
             let op =
                 instruction::op_of(instruction, &ty, &operand_types, called, called_names).map_err(here)?;

@@ -54,7 +54,7 @@ impl Random {
 /// Changes one field of an instruction, most often one that its op has.
 fn change(i: &mut HloInstructionProto, other: &HloInstructionProto, random: &mut Random) {
     loop {
-        match random.below(24) {
+        match random.below(26) {
             0 => i.opcode = other.opcode.clone(),
             1 => i.operand_ids = other.operand_ids.clone(),
             2 => random.list(&mut i.operand_ids),
@@ -169,6 +169,19 @@ fn change(i: &mut HloInstructionProto, other: &HloInstructionProto, random: &mut
             21 => i.tuple_index = random.number(),
             22 if i.k != 0 => i.k = random.number(),
             23 => i.id = other.id,
+            24 | 25 => {
+                let Some(sharding) = &mut i.sharding else { continue };
+                let number = random.number();
+                match random.below(7) {
+                    0 => sharding.r#type = number as i32,
+                    1 => random.list(&mut sharding.tile_assignment_dimensions),
+                    2 => random.list(&mut sharding.tile_assignment_devices),
+                    3 => random.list(&mut sharding.iota_reshape_dims),
+                    4 => sharding.iota_transpose_perm.push(number as i32),
+                    5 => sharding.last_tile_dims.push(number as i32),
+                    _ => sharding.replicate_on_last_tile_dim ^= true,
+                }
+            }
             _ => continue,
         }
         return;
@@ -177,7 +190,7 @@ fn change(i: &mut HloInstructionProto, other: &HloInstructionProto, random: &mut
 
 fn modules() -> Vec<(String, HloModuleProto)> {
     let goldens = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../goldens");
-    let mut files: Vec<PathBuf> = ["models", "ops"]
+    let mut files: Vec<PathBuf> = ["models", "ops", "sharded/mlp", "sharded/decoder"]
         .iter()
         .flat_map(|folder| std::fs::read_dir(goldens.join(folder)).unwrap())
         .map(|entry| entry.unwrap().path())
@@ -214,6 +227,8 @@ fn fields_changed_at_random() {
             let result = catch_unwind(AssertUnwindSafe(|| {
                 let graph = Graph::from_hlo_proto(&bytes)?;
                 crate::passes::eliminate_dead_code(&graph).verify()?;
+                // Whether it goes together or not.
+                let _ = graph.device_count();
                 if let Ok(written) = graph.to_hlo_proto() {
                     Graph::from_hlo_proto(&written)?;
                 }

@@ -256,7 +256,7 @@ fn what_is_not_known_is_kept_to_be_looked_at() {
             "frobnicate: the op is not known",
             "convert: the type c64[2] is not supported",
             "calls lapack_spotrf",
-            "opt-barrier",
+            "custom-call",
             "real: the type c64[2] is not supported",
             "all-reduce: the op is not known",
             "tuple",

@@ -196,6 +196,16 @@ pub(super) fn rng_bit_generator(operands: &[&Type], declared: &Type) -> Result<T
     Ok(Type::Tuple(vec![state.clone().into(), bits.clone().into()]))
 }
 
+/// Passes its operand on.
+pub(super) fn sharding(operands: &[&Type], open: &[usize]) -> Result<Type, Reason> {
+    let &[operand] = operands else { return Err(format!("takes 1 operand, found {}", operands.len())) };
+    let rank = operand.as_array().map_or(0, |array| array.shape.len());
+    match open.iter().find(|&&axis| axis >= rank) {
+        Some(axis) => Err(format!("unspecified_dims names axis {axis} of {operand}")),
+        None => Ok(operand.clone()),
+    }
+}
+
 /// What each called computation is given, for the ops through which types other than arrays flow; `None` for the
 /// ops that call on scalars.
 pub(crate) fn called_parameters<'a>(op: &Op, operands: &[&'a Type]) -> Option<Vec<Vec<&'a Type>>> {

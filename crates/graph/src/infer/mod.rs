@@ -87,6 +87,7 @@ pub fn infer(op: &Op, operands: &[&Type], declared: &Type) -> Result<Type, Strin
             [one] => (*one).clone(),
             several => Type::Tuple(several.iter().map(|&t| t.clone()).collect()),
         }),
+        Op::Sharding { open } => calls::sharding(operands, open),
         Op::CustomCall(_) | Op::Unsupported(_) => Ok(declared.clone()),
 
         Op::Quantize(how) => quantized::quantize(operands, how),

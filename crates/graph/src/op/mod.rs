@@ -171,6 +171,12 @@ pub enum Op {
     RngBitGenerator(RngAlgorithm),
     /// Passes its operands on: barriers and annotations without an effect on values.
     OptimizationBarrier,
+    /// Passes its operand on; the node's sharding says how a partitioner is to spread it there (JAX's
+    /// `with_sharding_constraint`).
+    Sharding {
+        /// The axes that the sharding says nothing about: the partitioner's choice.
+        open: Vec<usize>,
+    },
     /// A function outside HLO, by name.
     CustomCall(CustomCall),
     /// An op that is read but has no meaning here; running it is an error that names it.

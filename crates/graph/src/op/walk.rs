@@ -45,7 +45,7 @@ impl Op {
             Op::Call { .. } => "call",
             Op::RngBitGenerator(_) => "rng-bit-generator",
             Op::OptimizationBarrier => "opt-barrier",
-            Op::CustomCall(_) => "custom-call",
+            Op::Sharding { .. } | Op::CustomCall(_) => "custom-call",
             Op::Unsupported(unsupported) => &unsupported.opcode,
             Op::Quantize(_) => "quantize",
             Op::Dequantize => "dequantize",
@@ -93,6 +93,7 @@ impl Op {
             | Op::GetTupleElement(_)
             | Op::RngBitGenerator(_)
             | Op::OptimizationBarrier
+            | Op::Sharding { .. }
             | Op::CustomCall(_)
             | Op::Unsupported(_)
             | Op::Quantize(_)
@@ -140,6 +141,7 @@ impl Op {
             | Op::GetTupleElement(_)
             | Op::RngBitGenerator(_)
             | Op::OptimizationBarrier
+            | Op::Sharding { .. }
             | Op::CustomCall(_)
             | Op::Unsupported(_)
             | Op::Quantize(_)

@@ -11,7 +11,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use crate::{Computation, Graph, GraphError, Metadata, Node, NodeId, Op, Type};
+use crate::{Computation, Graph, GraphError, Metadata, Node, NodeId, Op, Sharding, Type};
 
 /// How deep computations may call each other before calls are inlined.
 pub(crate) const MAX_CALL_DEPTH: usize = 100;
@@ -135,6 +135,10 @@ impl Inliner {
                     // A call without a name adds nothing to the scope.
                     let inner = if op_name.is_empty() { scope } else { first_of(&op_name) };
                     let root = self.copy(body, Some(&operands), inner, id, draft)?;
+                    let value = &mut draft.nodes[root.index()];
+                    if value.sharding.is_none() && !matches!(value.op, Op::Parameter(_)) {
+                        value.sharding.clone_from(&node.sharding);
+                    }
                     if draft.nodes[root.index()].op == Op::Tuple {
                         draft.returned.insert(root);
                     }
@@ -306,7 +310,8 @@ fn weight(node: &Node) -> u64 {
     } else {
         0
     };
-    let text = node.name.len() + node.metadata.op_name.len() + node.sharding.as_ref().map_or(0, String::len);
+    let text =
+        node.name.len() + node.metadata.op_name.len() + node.sharding.as_ref().map_or(0, Sharding::weight);
     (size_of::<Node>() + of_type(&node.ty) + attributes + 2 * text + 8 * node.operands.len()) as u64
 }
 

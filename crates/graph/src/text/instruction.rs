@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use super::attributes::{Attributes, braces};
 use super::scan::{Fault, Scanner};
-use crate::import::{carries_any_type, is_annotation, opaque_part};
+use crate::import::{annotation, carries_any_type, opaque_part};
 use crate::{
     BinaryOp, CompareOrder, Comparison, Computation, ConvDims, CustomCall, DotDims, GatherDims, Op,
-    RngAlgorithm, ScatterDims, Type, UnaryOp, Unsupported,
+    RngAlgorithm, ScatterDims, Type, UnaryOp, Unsupported, sharding,
 };
 
 /// Computations that stand above, by the names that the text calls them, with how deep they call others.
@@ -190,15 +190,16 @@ fn bits(a: &Attributes<'_>, name: &str) -> Result<u32, Fault> {
 
 fn custom_call(a: &Attributes<'_>, ty: &Type, operands: &[&Type]) -> Result<Op, Fault> {
     let target = a.need("custom_call_target")?.text_string()?;
-    if is_annotation(&target) && matches!(operands, [operand] if *operand == ty) {
-        return Ok(Op::OptimizationBarrier);
-    }
     let config = match (a.get("backend_config"), a.raw("backend_config")) {
         (Some(mut s), Some(raw)) if raw.starts_with('"') => s.string()?,
         // JSON stands as it is.
         (_, Some(raw)) => raw.as_bytes().to_vec(),
         (_, None) => Vec::new(),
     };
+    let shardy = a.string_in("frontend_attributes", sharding::SHARDY)?;
+    if let Some(op) = annotation(&target, &config, shardy.as_deref(), ty, operands) {
+        return Ok(op);
+    }
     let called = match (a.get("called_computations"), a.get("to_apply")) {
         (Some(mut s), _) => braces(&mut s, |s| s.name("a computation"))?,
         (None, Some(mut s)) => vec![s.name("a computation")?],

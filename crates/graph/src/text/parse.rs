@@ -14,7 +14,7 @@ use crate::import::signature;
 use crate::passes::inline::{MAX_CALL_DEPTH, inline_entry};
 use crate::{
     ArrayType, Computation, Graph, GraphError, KeyPath, Metadata, Node, NodeId, Op, Parameter, Path, Prep,
-    QArrayType, Role, SliceDim, Slot, StatisticSlot, Type, WeightSlot,
+    QArrayType, Role, Sharding, SliceDim, Slot, StatisticSlot, Type, WeightSlot,
 };
 
 /// Tuples in tuples.
@@ -232,7 +232,8 @@ fn instruction(
     };
     let parameter = parameter(&attributes, &ty)?;
     let op_name = attributes.string_in("metadata", "op_name")?.unwrap_or_default();
-    let sharding = attributes.raw("sharding").map(str::to_owned);
+    let sharding = attributes.raw("sharding").map(|text| text.parse::<Sharding>());
+    let sharding = sharding.transpose().map_err(|reason| attributes.fault(reason))?;
     let node = Node { name, op, operands, ty, metadata: Metadata { op_name, id: 0 }, sharding };
     Ok(Instruction { node, height, parameter })
 }

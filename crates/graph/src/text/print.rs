@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::constant::write_constant;
 use crate::{
     ArrayType, CompareOrder, Computation, ConvDims, Graph, Node, Op, Parameter, Precision, Prep,
-    RngAlgorithm, Role, Slot, Type, WindowDim,
+    RngAlgorithm, Role, Slot, Type, WindowDim, sharding,
 };
 
 /// What [`Graph::to_text`] writes.
@@ -151,6 +151,12 @@ impl Printer {
             | Op::OptimizationBarrier
             | Op::Quantize(_)
             | Op::Dequantize => String::new(),
+            Op::Sharding { open } => {
+                let config = String::from_utf8_lossy(&sharding::config_of(open)).into_owned();
+                let config =
+                    if config.is_empty() { config } else { format!(", backend_config=\"{config}\"") };
+                format!(", custom_call_target=\"{}\"{config}", sharding::TARGET)
+            }
             Op::Iota { dimension } => format!(", iota_dimension={dimension}"),
             Op::Compare { comparison, order } => format!(
                 ", direction={}{}",

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use qwix_array::element_count;
-use qwix_graph::{Callee, Computation, Graph, NodeId, Op, Prep, Role, SliceDim, Type, UnaryOp};
+use qwix_graph::{Callee, Computation, Graph, NodeId, Op, Prep, Role, Sharding, SliceDim, Type, UnaryOp};
 use qwix_quant::{Granularity, HowToQuantize};
 
 /// Where the quantized form of a weight is kept.
@@ -50,6 +50,9 @@ pub struct Weight {
     pub storage: Storage,
     /// Where it is kept when another use of the variable stands against that.
     pub fallback: Storage,
+    /// What the model says of the operand's sharding (`with_sharding_constraint` of the weight), and the axes that this
+    /// leaves open.
+    pub constraint: Option<(Sharding, Vec<usize>)>,
 }
 
 impl Weight {
@@ -96,6 +99,19 @@ struct Walk<'a> {
     home: bool,
     /// Nodes of the op's computation, from the operand on.
     chain: Vec<NodeId>,
+    /// The constraint on its sharding that is nearest to the op.
+    constraint: Option<Constraint>,
+}
+
+/// A sharding that the model asks for on the way from a variable to its op.
+struct Constraint {
+    sharding: Sharding,
+    /// The axes that it leaves open.
+    open: Vec<usize>,
+    /// The shape of the array there.
+    shape: Vec<usize>,
+    /// How many steps there are from the operand back to it.
+    steps: usize,
 }
 
 /// Far more steps than any model has between a variable and its op; ends walks through damaged graphs.
@@ -109,15 +125,29 @@ pub fn trace(graph: &Graph, at: &[Callee], node: NodeId) -> Option<Weight> {
         stack.push((Some(step), called.get(step.index).copied()?));
     }
     let home = stack.last()?.1;
-    let mut walk = Walk { stack, node, elements: vec![], steps: vec![], home: true, chain: vec![] };
+    let mut walk =
+        Walk { stack, node, elements: vec![], steps: vec![], home: true, chain: vec![], constraint: None };
     let number = (0..MAX_STEPS).find_map(|_| walk.back().transpose())?.ok()?;
     let parameter = graph.parameters.get(number).filter(|p| p.role == Role::Variable)?;
     let Type::Array(array) = &parameter.ty else { return None };
     if !array.dtype.is_wide_float() {
         return None;
     }
+    let constraint = constraint(&walk);
     let (storage, fallback) = storage(&array.shape, at.is_empty(), walk);
-    Some(Weight { parameter: number, source: source(home, node), storage, fallback })
+    Some(Weight { parameter: number, source: source(home, node), storage, fallback, constraint })
+}
+
+/// The constraint on a weight's sharding as it is at the op. One that does not follow the steps to it is the partitioner's
+/// choice again.
+fn constraint(walk: &Walk<'_>) -> Option<(Sharding, Vec<usize>)> {
+    let Constraint { sharding, open, shape, steps } = walk.constraint.as_ref()?;
+    let steps: Vec<(bool, Step)> = walk.steps.get(..*steps)?.iter().rev().cloned().collect();
+    let steps = fold(shape, &steps).ok()?;
+    if !open.is_empty() && !steps.is_empty() {
+        return None;
+    }
+    Some((sharding.followed(shape, &steps).ok()?, open.clone()))
 }
 
 /// The node before the conversions of an operand.
@@ -192,6 +222,18 @@ impl<'a> Walk<'a> {
                 let element = self.elements.pop()?;
                 self.node = operand(element)?;
                 return Some(None);
+            }
+            Op::Sharding { open } => {
+                if let (None, Some(sharding), Some(array)) =
+                    (&self.constraint, &node.sharding, node.ty.as_array())
+                {
+                    self.constraint = Some(Constraint {
+                        sharding: sharding.clone(),
+                        open: open.clone(),
+                        shape: array.shape.clone(),
+                        steps: self.steps.len(),
+                    });
+                }
             }
             Op::OptimizationBarrier | Op::Unary(UnaryOp::Copy) => {}
             Op::Convert => {

@@ -17,9 +17,10 @@ use std::sync::Arc;
 use crate::infer::called_parameters;
 use crate::passes::inline::Names;
 use crate::ranges;
+use crate::sharding::leaf_types;
 use crate::{
     ArrayType, Computation, ComputationBuilder, Graph, GraphError, Metadata, Node, NodeId, Op, Parameter,
-    QArrayType, SliceDim, Type,
+    QArrayType, Sharding, SliceDim, Type,
 };
 
 /// The graph without quantized types and ops on them; the same numbers.
@@ -87,6 +88,28 @@ fn lower_type(ty: &Type) -> Result<Type, GraphError> {
     })
 }
 
+/// The shardings of the parts of a quantized array; that of an array for itself.
+fn part_shardings(sharding: &Sharding, ty: &Type) -> Result<Vec<Sharding>, GraphError> {
+    Ok(match ty {
+        Type::QArray(q) => {
+            let fitted = |(_, part): (_, ArrayType)| sharding.fitted(&q.array.shape, &part.shape);
+            part_types(q)?.into_iter().map(fitted).collect()
+        }
+        Type::Array(_) | Type::Tuple(_) | Type::Token | Type::Opaque(_) => vec![sharding.clone()],
+    })
+}
+
+/// The sharding of a value of [`lower_type`].
+fn spread_type(sharding: &Sharding, ty: &Type) -> Result<Sharding, GraphError> {
+    let elements = match sharding.leaves(ty) {
+        Some(elements) if has_quantized(ty) => elements,
+        // One that does not fit its type stays as it is.
+        Some(_) | None => return Ok(sharding.clone()),
+    };
+    let parts = elements.iter().zip(leaf_types(ty)).map(|(element, ty)| part_shardings(element, ty));
+    Ok(Sharding::Tuple(parts.collect::<Result<Vec<_>, _>>()?.concat()))
+}
+
 fn has_quantized(ty: &Type) -> bool {
     match ty {
         Type::QArray(_) => true,
@@ -133,6 +156,7 @@ impl Shared {
             })?;
             lowering.values.push(value);
             lowering.adopt(node, start);
+            lowering.spread(node, value, start)?;
         }
         let root = lowering.value(computation.root)?;
         lowering.rename();
@@ -240,6 +264,10 @@ impl Lowering<'_> {
             (Op::Slice(dims), Some(x)) if first_quantized => self.slice(node, x, dims),
             (Op::DynamicSlice { sizes }, Some(x)) if first_quantized => self.dynamic_slice(node, x, sizes),
             (Op::Reshape, Some(x)) if first_quantized => self.reshape(node, x),
+            (Op::Sharding { open }, Some(x)) if first_quantized => {
+                let open = open.clone();
+                self.each_part(x, |b, part, _| b.add(Op::Sharding { open: open.clone() }, &[part]))
+            }
             _ => self.copy(node),
         }
     }
@@ -269,6 +297,7 @@ impl Lowering<'_> {
                 ty: ty.into(),
                 // The key path that JAX wrote is that of the float parameter.
                 metadata: Metadata::default(),
+                // `adopt` writes those of parts.
                 sharding: None,
             })?);
         }
@@ -396,6 +425,25 @@ impl Lowering<'_> {
                 self.named.insert(index);
             }
         }
+    }
+
+    /// Gives the nodes that hold an old one's value its sharding, parts of a quantized array one that fits their shapes.
+    fn spread(&mut self, old: &Node, value: Lowered, start: usize) -> Result<(), GraphError> {
+        let Some(sharding) = &old.sharding else { return Ok(()) };
+        let (ids, shardings) = match value {
+            Lowered::Node(id) => (vec![id], vec![spread_type(sharding, &old.ty)?]),
+            Lowered::Parts(parts) => (parts.list(), part_shardings(sharding, &old.ty)?),
+        };
+        let nodes = self.b.nodes_mut();
+        for (id, sharding) in ids.into_iter().zip(shardings) {
+            // What was there before has a sharding of its own.
+            if id.index() >= start
+                && let Some(node) = nodes.get_mut(id.index())
+            {
+                node.sharding = Some(sharding);
+            }
+        }
+        Ok(())
     }
 
     /// Gives new nodes names that no old one has.
