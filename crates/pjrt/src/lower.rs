@@ -138,6 +138,7 @@ mod tests {
     use super::*;
     use qwix_array::DType;
     use qwix_graph::GraphBuilder;
+    use qwix_graph::passes::unsafe_instruction;
 
     #[test]
     fn narrow_products_are_widened_where_they_must_be() {

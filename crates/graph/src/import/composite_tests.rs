@@ -203,8 +203,13 @@ fn what_was_changed_is_refused_by_name() {
         // The dot says that it takes another type than it is given, with the same parts.
         (
             |m| {
-                let text = of(m, "qwix.dot").get_mut("composite.attributes").unwrap();
-                *text = text.replace("{_,channelwise} minmax", "{_,channelwise} fixed,-1,3");
+                for map in instructions(m).filter_map(attributes) {
+                    if map.get("composite.name").is_some_and(|name| name == "qwix.dot")
+                        && let Some(text) = map.get_mut("composite.attributes")
+                    {
+                        *text = text.replace("absmax", "rms,3");
+                    }
+                }
             },
             "`qwix.dot` says that it takes",
         ),
@@ -225,10 +230,11 @@ fn what_was_changed_is_refused_by_name() {
         ),
         (
             |m| {
-                let call = instructions(m).find(|i| i.opcode == "call" && i.operand_ids.len() == 5).unwrap();
-                call.operand_ids.swap(3, 4);
+                let mut calls = instructions(m).filter(|i| i.opcode == "call" && i.operand_ids.len() == 5);
+                let dot = calls.find(|i| i.name == "b").unwrap();
+                dot.operand_ids.swap(3, 4);
             },
-            "expected",
+            "takes (s8[2,8], f32[2,1], s8[8,4], f32[1,4], s8[1,4]), given",
         ),
         (
             |m| {
@@ -248,31 +254,12 @@ fn what_was_changed_is_refused_by_name() {
         ),
         (
             |m| {
-                // A scale of another array.
+                // The scale of another array.
                 let entry = m.computations.last_mut().unwrap();
-                let stray = entry.instructions.iter().find(|i| i.opcode == "call").unwrap().clone();
-                let dot = entry
-                    .instructions
-                    .iter_mut()
-                    .find(|i| {
-                        i.opcode == "call" && i.operand_ids.contains(&stray.id) && i.operand_ids.len() == 5
-                    })
-                    .unwrap();
-                dot.operand_ids[0] = dot.operand_ids[0].max(0);
-                let x = entry
-                    .instructions
-                    .iter()
-                    .find(|i| i.opcode == "parameter" && i.parameter_number == 4)
-                    .unwrap()
-                    .id;
-                let call = entry
-                    .instructions
-                    .iter_mut()
-                    .find(|i| i.opcode == "call" && i.operand_ids.len() == 2)
-                    .unwrap();
-                call.operand_ids[1] = x;
+                let other = entry.instructions.iter().find(|i| i.parameter_number == 4).unwrap().id;
+                entry.instructions.iter_mut().find(|i| i.name == "e").unwrap().operand_ids[1] = other;
             },
-            "",
+            "are not the parts of one quantized array",
         ),
     ];
     let mut wrong = Vec::new();

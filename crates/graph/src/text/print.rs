@@ -7,7 +7,8 @@ use std::sync::Arc;
 use super::constant::write_constant;
 use super::signature;
 use crate::{
-    ArrayType, CompareOrder, Computation, ConvDims, Graph, Node, Op, Parameter, Precision, RngAlgorithm, Type, WindowDim,
+    ArrayType, CompareOrder, Computation, ConvDims, Graph, Node, Op, Parameter, Precision, RngAlgorithm,
+    Type, WindowDim,
 };
 
 /// What [`Graph::to_text`] writes.
