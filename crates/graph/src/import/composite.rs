@@ -28,8 +28,8 @@ pub(crate) fn graph_of(name: String, entry: Computation, marks: &Marks) -> Resul
     // What follows relies on it.
     let plain = Graph { name, parameters: super::signature(&entry), entry: Arc::new(entry) };
     plain.verify()?;
-    let numbers: Vec<NodeId> = plain.entry.parameters();
-    let op_names = |number: usize| marks.op_name(number, plain.entry.node(numbers[number])).to_owned();
+    let op_name = |(number, id): (usize, NodeId)| marks.op_name(number, plain.entry.node(id));
+    let op_names: Vec<&str> = plain.entry.parameters().into_iter().enumerate().map(op_name).collect();
     let types: Vec<&Type> = parameters.iter().map(|parameter| &parameter.ty).collect();
     let given = Given { types, places: Some((&places, &op_names)) };
     let entry = Arc::new(Checked::default().computation(&plain.entry, &given)?);
@@ -50,7 +50,7 @@ struct Given<'a> {
     /// The types of its parameters, some of which may be quantized.
     types: Vec<&'a Type>,
     /// Of the entry: what each parameter of the file is, and the `op_name` that it should have.
-    places: Option<(&'a [Place], &'a dyn Fn(usize) -> String)>,
+    places: Option<(&'a [Place], &'a [&'a str])>,
 }
 
 /// Calls whose decompositions were looked at: the computation, and what the call says of it.
@@ -175,13 +175,14 @@ impl Raising<'_> {
     fn parameter(&mut self, node: &Node, number: usize) -> Result<View, String> {
         let (place, metadata, name) = match self.given.places {
             None => (Place { number, part: None }, node.metadata.clone(), node.name.as_str()),
-            Some((places, op_name)) => {
-                let metadata = |first| Metadata { op_name: op_name(first), id: node.metadata.id };
+            Some((places, op_names)) => {
                 let place = places[number];
+                let op_name = op_names[number - place.part.unwrap_or(0)].to_owned();
+                let metadata = Metadata { op_name, id: node.metadata.id };
                 let suffix = place.part.map_or("", |part| PARTS[part]);
                 let name = node.name.strip_suffix(suffix).and_then(|name| name.strip_suffix('.'));
                 let name = name.filter(|_| place.part.is_some()).unwrap_or(&node.name);
-                (place, metadata(number - place.part.unwrap_or(0)), name)
+                (place, metadata, name)
             }
         };
         let op = Op::Parameter(place.number);
