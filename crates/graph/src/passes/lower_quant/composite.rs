@@ -52,13 +52,9 @@ pub(crate) fn is_ours(composite: Option<&Arc<Composite>>) -> bool {
 
 /// Whether an op works on quantized arrays itself, and does not only hand them on.
 fn is_quantized(op: &Op, any_quantized: bool) -> bool {
-    match op {
-        Op::Quantize(_) | Op::Dequantize => true,
-        Op::Dot(_) | Op::Convolution(_) | Op::Slice(_) | Op::DynamicSlice { .. } | Op::Reshape => {
-            any_quantized
-        }
-        _ => false,
-    }
+    let takes_both =
+        matches!(op, Op::Dot(_) | Op::Convolution(_) | Op::Slice(_) | Op::DynamicSlice { .. } | Op::Reshape);
+    matches!(op, Op::Quantize(_) | Op::Dequantize) || takes_both && any_quantized
 }
 
 impl QuantizedOp {
