@@ -273,12 +273,15 @@ pub struct Dump {
 /// Write a package's model as plain HLO, for any XLA to compile
 ///
 /// A quantized parameter becomes <path>/qvalue, <path>/scale and <path>/zero_point; `qwix dump` writes their values under
-/// these keys (integers narrower than a byte as I8). Which parameter of the
-/// file is which its op_name says, as in JAX's own files.
+/// these keys (integers narrower than a byte as I8). Which parameter of the file is which its op_name says, as in JAX's
+/// own files. A quantized op becomes a call of what it computes, marked as a composite; XLA inlines it. The file also
+/// says what is quantized and how, so that `inspect`, `run` and the rest take it for the quantized model that it is.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   qwix export model.int8 -o model.int8.hlo.pb
-  qwix inspect model.int8.hlo.pb")]
+  qwix inspect model.int8.hlo.pb
+  qwix dump model.int8 -o flat.safetensors
+  qwix run model.int8.hlo.pb --params flat.safetensors --inputs inputs.safetensors -o outputs.safetensors")]
 pub struct Export {
     /// The quantized package
     #[arg(value_name = "DIR")]

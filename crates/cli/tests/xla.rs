@@ -166,28 +166,3 @@ fn what_is_no_plugin_is_an_error() {
     assert_eq!(ran.status, 1);
     assert!(ran.stderr.contains("--xla-cache is for --backend xla"), "{}", ran.stderr);
 }
-
-#[test]
-fn exported_packages_are_plain_models() {
-    let folder = Folder::new();
-    let inputs = digits("images.safetensors");
-    for (name, rules) in [("int8", INT8), ("int4", INT4)] {
-        let package = folder.quantize(name, rules);
-        let path = |what: &str| folder.path(&format!("{name}.{what}"));
-        let (model, params) = (path("hlo.pb"), path("flat.safetensors"));
-        qwix(["export", &package, "-o", &model]).ok();
-        qwix(["dump", &package, "-o", &params]).ok();
-        let inspected = qwix(["inspect", &model]).ok();
-        assert!(inspected.contains("Dense_1/kernel/qvalue"), "{inspected}");
-        // Types narrower than a byte are dumped wider than the model has them.
-        if name == "int4" {
-            assert!(inspected.contains("s4["), "{inspected}");
-            continue;
-        }
-        let (exported, native) = (path("exported"), path("native"));
-        qwix(["run", &model, "--params", &params, "--inputs", &inputs, "-o", &exported]).ok();
-        qwix(["run", &package, "--inputs", &inputs, "-o", &native]).ok();
-        let decibels = sqnr(&output(&native), &output(&exported)).unwrap();
-        assert!(decibels > 50.0, "{name}: {decibels} dB");
-    }
-}

@@ -140,7 +140,7 @@ fn apply(op: &Op, ty: &Type, operands: &[Value], context: Context<'_>) -> Result
             return control::while_loop(condition, body, operand(op, operands, 0)?, context);
         }
         Op::Conditional { branches } => return control::conditional(branches, operands, context),
-        Op::Call { computation } => return crate::run::run(computation, operands.to_vec(), context),
+        Op::Call { computation, .. } => return crate::run::run(computation, operands.to_vec(), context),
         Op::RngBitGenerator(algorithm) => {
             let Type::Tuple(types) = ty else {
                 return Err(EvalError::reason(format!(

@@ -37,8 +37,8 @@ pub use infer::infer;
 pub use key_path::KeyPath;
 pub use nearest::nearest;
 pub use op::{
-    BinaryOp, CompareOrder, Comparison, CustomCall, GatherDims, Op, PadDim, RngAlgorithm, ScatterDims,
-    SliceDim, UnaryOp, Unsupported,
+    BinaryOp, CompareOrder, Comparison, Composite, CustomCall, GatherDims, Op, PadDim, RngAlgorithm,
+    ScatterDims, SliceDim, UnaryOp, Unsupported,
 };
 pub use patch::{Callee, Patch};
 pub use path::Path;

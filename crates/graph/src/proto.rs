@@ -1,6 +1,8 @@
 //! The part of XLA's protobuf messages that we read and write, with the public field numbers of `xla/service/hlo.proto`
 //! and `xla/xla_data.proto`. Fields that are not here are skipped when a file is read.
 
+use std::collections::BTreeMap;
+
 /// `HloModuleProto`; written, but read field by field (see `import::wire`).
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct HloModuleProto {
@@ -98,14 +100,14 @@ pub(crate) struct HloInstructionProto {
     pub comparison_direction: String,
     #[prost(bool, tag = "67")]
     pub indices_are_sorted: bool,
+    #[prost(message, optional, tag = "68")]
+    pub frontend_attributes: Option<FrontendAttributes>,
     #[prost(bool, tag = "69")]
     pub unique_indices: bool,
     #[prost(int32, tag = "70")]
     pub rng_algorithm: i32,
     #[prost(string, tag = "72")]
     pub comparison_type: String,
-    #[prost(message, optional, boxed, tag = "68")]
-    pub frontend_attributes: Option<Box<FrontendAttributes>>,
     /// `CustomCallApiVersion`.
     #[prost(int32, tag = "77")]
     pub custom_call_api_version: i32,
@@ -113,16 +115,11 @@ pub(crate) struct HloInstructionProto {
     pub k: i64,
     #[prost(bool, tag = "85")]
     pub largest: bool,
+    #[prost(bool, tag = "89")]
+    pub is_composite: bool,
     /// `SparsityDescriptor`s, of which only the presence matters here.
     #[prost(bytes = "vec", repeated, tag = "86")]
     pub dot_sparsity: Vec<Vec<u8>>,
-}
-
-/// `FrontendAttributes`.
-#[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct FrontendAttributes {
-    #[prost(btree_map = "string, string", tag = "1")]
-    pub map: std::collections::BTreeMap<String, String>,
 }
 
 /// The fields of an `HloInstructionProto` that say how instructions hang together.
@@ -138,6 +135,13 @@ pub(crate) struct InstructionHead {
     pub operand_ids: Vec<i64>,
     #[prost(int64, repeated, tag = "38")]
     pub called_computation_ids: Vec<i64>,
+}
+
+/// `FrontendAttributes`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct FrontendAttributes {
+    #[prost(btree_map = "string, string", tag = "1")]
+    pub map: BTreeMap<String, String>,
 }
 
 /// `HloInstructionProto.SliceDimensions`.

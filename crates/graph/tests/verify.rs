@@ -24,13 +24,13 @@ fn nested(depth: usize) -> Graph {
     for level in 1..depth {
         let mut c = ComputationBuilder::new(&format!("level_{level}"));
         let x = c.parameter("x", ty.clone()).unwrap();
-        let y = c.add(Op::Call { computation: Arc::clone(&inner) }, &[x]).unwrap();
-        let z = c.add(Op::Call { computation: inner }, &[y]).unwrap();
+        let y = c.add(Op::Call { computation: Arc::clone(&inner), composite: None }, &[x]).unwrap();
+        let z = c.add(Op::Call { computation: inner, composite: None }, &[y]).unwrap();
         inner = Arc::new(c.finish(z).unwrap());
     }
     let mut b = GraphBuilder::new("nested");
     let x = b.input("x", ty).unwrap();
-    let y = b.add(Op::Call { computation: inner }, &[x]).unwrap();
+    let y = b.add(Op::Call { computation: inner, composite: None }, &[x]).unwrap();
     let entry = Arc::new({
         let mut c = (*b).clone();
         c.add(Op::Tuple, &[]).unwrap();

@@ -7,6 +7,7 @@
 //! gives the same numbers.
 
 use qwix_array::{Array, DType};
+use qwix_graph::passes::widened;
 use qwix_graph::{ArrayType, Computation, ConvDims, DotDims, Node, NodeId, Op, PadDim, Precision, SliceDim};
 
 /// The axes of matrices of 8-bit numbers are filled up with zeros to a multiple of this.
@@ -24,29 +25,6 @@ pub(crate) fn write(computation: &mut Computation, node: &Node, operands: &[Node
         (Op::Dot(dims), &[lhs, rhs]) => emit.dot(dims, lhs, rhs),
         (Op::Convolution(dims), &[input, kernel]) => emit.convolution(dims, input, kernel),
         _ => None,
-    }
-}
-
-/// The 8-bit type that holds all values of a narrower one.
-pub(crate) fn wider(dtype: DType) -> Option<DType> {
-    match dtype {
-        DType::S2 | DType::S4 | DType::U4 => Some(DType::S8),
-        DType::F4E2M1FN => Some(DType::F8E4M3FN),
-        DType::Pred
-        | DType::S8
-        | DType::S16
-        | DType::S32
-        | DType::S64
-        | DType::U8
-        | DType::U16
-        | DType::U32
-        | DType::U64
-        | DType::F16
-        | DType::BF16
-        | DType::F32
-        | DType::F64
-        | DType::F8E4M3FN
-        | DType::F8E5M2 => None,
     }
 }
 
@@ -83,7 +61,7 @@ impl Emit<'_> {
     /// A narrow array in 8 bits, out of the reach of the fusions that read it wrongly; none where it is not narrow.
     fn widened(&mut self, x: NodeId) -> Option<NodeId> {
         let ty = self.ty(x)?;
-        let wide = ArrayType::new(wider(ty.dtype)?, ty.shape);
+        let wide = ArrayType::new(widened(ty.dtype)?, ty.shape);
         let x = self.add(Op::Convert, vec![x], wide);
         self.barrier(x)
     }

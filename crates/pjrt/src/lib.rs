@@ -35,7 +35,7 @@ pub use error::{Code, PjrtError, Result};
 pub use executable::{Argument, Executable, Execution};
 pub use install::{Installed, install};
 pub use loader::XlaLoader;
-pub use lower::lower;
+pub use lower::{lower, portable};
 pub use options::{CompileOptions, XlaOption};
 pub use plugin::{Attribute, Plugin};
 pub use plugins::{Kind, Source, WHEELS, Wheel, candidates, find, plugins_dir, resolve};

@@ -1,12 +1,11 @@
 //! From a graph to the one that XLA's compilers take.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use qwix_graph::passes::{lower_quant, without_shardings};
+use qwix_graph::passes::{fit_xla, lower_quant, without_shardings};
 use qwix_graph::{
-    ArrayType, Computation, ConvDims, DotDims, Graph, GraphError, Metadata, Node, NodeId, Op, Precision,
-    Sharding, Type,
+    Computation, ConvDims, DotDims, Graph, GraphError, Metadata, Node, NodeId, Op, Precision, Sharding, Type,
 };
 
 use crate::gpu;
@@ -28,8 +27,8 @@ pub fn lower(graph: &Graph, platform: &str, precision: Precision) -> Result<Grap
     if !sharded {
         graph = without_shardings(&graph);
     }
-    let (widen, gpu) = (platform == "cpu", is_gpu(platform));
-    let mut fit = Fit { widen, gpu, precision, done: HashMap::new() };
+    graph = fit_xla(&graph, platform == "cpu");
+    let mut fit = Fit { gpu: is_gpu(platform), precision, done: HashMap::new() };
     graph.entry = fit.computation(&graph.entry);
     let mut entry = flat_result(&graph.entry);
     if sharded {
@@ -43,6 +42,29 @@ pub fn lower(graph: &Graph, platform: &str, precision: Precision) -> Result<Grap
 /// Whether a platform is one of XLA's for GPUs.
 pub(crate) fn is_gpu(platform: &str) -> bool {
     matches!(platform, "cuda" | "rocm")
+}
+
+/// The graph as XLA's CPU compiler takes it, quantized types included: [`Program::new`](crate::Program::new) writes these
+/// as composites. A result that is an array or a flat tuple of arrays stays.
+///
+/// # Errors
+/// When the graph does not verify.
+pub fn portable(graph: &Graph) -> Result<Graph, GraphError> {
+    graph.verify()?;
+    let sharded = graph.device_count()?.is_some();
+    let mut graph = fit_xla(&if sharded { graph.clone() } else { without_shardings(graph) }, true);
+    let is_flat = match &graph.entry.node(graph.entry.root).ty {
+        Type::Tuple(types) => types.iter().all(|ty| matches!(ty, Type::Array(_))),
+        ty => matches!(ty, Type::Array(_)),
+    };
+    if !is_flat {
+        graph.entry = Arc::new(flat_result(&graph.entry));
+    }
+    if sharded {
+        spread_signature(Arc::make_mut(&mut graph.entry));
+    }
+    graph.verify()?;
+    Ok(graph)
 }
 
 /// The computation with the arrays of its result in one tuple.
@@ -98,8 +120,6 @@ fn push(computation: &mut Computation, op: Op, operands: Vec<NodeId>, ty: Type) 
 
 /// Writes each op as XLA's compilers take it.
 struct Fit {
-    /// Whether operands of products are converted to 8 bits.
-    widen: bool,
     /// Whether the compiler is one for GPUs.
     gpu: bool,
     /// The least precision of products of floats.
@@ -122,20 +142,9 @@ impl Fit {
             for called in node.op.called_mut() {
                 *called = self.computation(called);
             }
-            let operands = std::mem::take(&mut node.operands);
-            for old in operands {
+            for operand in &mut node.operands {
                 // Out of order it stays, and the verifier says so.
-                let at = places.get(old.index()).copied().unwrap_or(old);
-                let before = new.nodes.get(at.index()).and_then(|operand| self.before(&node, operand));
-                node.operands.push(match before {
-                    Some((op, ty)) => {
-                        let name = format!("{}.operand.{}", node.name, node.operands.len());
-                        let metadata = node.metadata.clone();
-                        new.nodes.push(Node { name, op, operands: vec![at], ty, metadata, sharding: None });
-                        NodeId(new.nodes.len() as u32 - 1)
-                    }
-                    None => at,
-                });
+                *operand = places.get(operand.index()).copied().unwrap_or(*operand);
             }
             if let Op::Dot(DotDims { operand_precision, .. })
             | Op::Convolution(ConvDims { operand_precision, .. }) = &mut node.op
@@ -158,52 +167,6 @@ impl Fit {
         self.done.insert(key, Arc::clone(&new));
         new
     }
-
-    /// What must be done to an operand before a node takes it.
-    fn before(&self, node: &Node, operand: &Node) -> Option<(Op, Type)> {
-        let (Type::Array(ty), Type::Array(result)) = (&operand.ty, &node.ty) else { return None };
-        if is_product(&node.op) && self.widen {
-            let wide = gpu::wider(ty.dtype)?;
-            return Some((Op::Convert, Type::array(wide, ty.shape.clone())));
-        }
-        if is_scalar_bound(&node.op, ty, result) {
-            return Some((Op::Broadcast { dimensions: vec![] }, Type::array(ty.dtype, result.shape.clone())));
-        }
-        None
-    }
-}
-
-fn is_product(op: &Op) -> bool {
-    matches!(op, Op::Dot(_) | Op::Convolution(_))
-}
-
-/// Whether an operand is the one bound of a clamp for all elements of an array. XLA moves reshapes and transposes through
-/// a clamp as if its bounds had the array's shape; on scalar ones it fails, or ends the process.
-fn is_scalar_bound(op: &Op, operand: &ArrayType, result: &ArrayType) -> bool {
-    matches!(op, Op::Clamp) && operand.shape.is_empty() && !result.shape.is_empty()
-}
-
-/// The name of an instruction that XLA's compilers may not survive.
-pub(crate) fn unsafe_instruction(computation: &Computation) -> Option<&str> {
-    let mut pending = vec![computation];
-    let mut seen = HashSet::new();
-    while let Some(computation) = pending.pop() {
-        for node in &computation.nodes {
-            pending.extend(
-                node.op.called().into_iter().filter(|c| seen.insert(Arc::as_ptr(c))).map(Arc::as_ref),
-            );
-            let bound = |id: &NodeId| match (computation.nodes.get(id.index()).map(|n| &n.ty), &node.ty) {
-                (Some(Type::Array(operand)), Type::Array(result)) => {
-                    is_scalar_bound(&node.op, operand, result)
-                }
-                _ => false,
-            };
-            if node.operands.iter().any(bound) {
-                return Some(&node.name);
-            }
-        }
-    }
-    None
 }
 
 #[cfg(test)]
@@ -211,6 +174,7 @@ mod tests {
     use super::*;
     use qwix_array::DType;
     use qwix_graph::GraphBuilder;
+    use qwix_graph::passes::unsafe_instruction;
 
     #[test]
     fn narrow_products_are_widened_where_they_must_be() {

@@ -1,8 +1,8 @@
 //! What a plugin compiles.
 
+use qwix_graph::passes::{lower_quant, unsafe_instruction};
 use qwix_graph::{ArrayType, Computation, Graph, Type};
 
-use crate::lower::unsafe_instruction;
 use crate::spread::Spread;
 use crate::{PjrtError, Result};
 
@@ -19,13 +19,13 @@ pub struct Program {
 }
 
 impl Program {
-    /// The program of a graph without quantized types, whose parameters are arrays and whose result is an array or a
-    /// tuple of arrays.
+    /// The program of a graph whose parameters are arrays, quantized or not, and whose result is an array or a tuple of
+    /// arrays. A quantized parameter is two or three of the program's: qvalue, scale and zero point.
     ///
     /// # Errors
     /// When the graph is not like that, cannot be written as HLO, or is past 2 GiB, or its shardings do not go together.
     pub fn new(graph: &Graph) -> Result<Self> {
-        Self::of(graph, graph.to_hlo_proto()?)
+        Self::sized(graph.to_hlo_proto()?, graph)
     }
 
     /// A serialized `HloModuleProto`. It is read once here, so that no plugin sees a module that does not hang
@@ -37,13 +37,15 @@ impl Program {
         let graph =
             Graph::from_hlo_proto(&bytes).map_err(|e| PjrtError::invalid("program", e.to_string()))?;
         graph.verify()?;
-        Self::of(&graph, bytes)
+        Self::sized(bytes, &graph)
     }
 
-    fn of(graph: &Graph, bytes: Vec<u8>) -> Result<Self> {
+    /// The program of these bytes, which are of this graph.
+    fn sized(bytes: Vec<u8>, graph: &Graph) -> Result<Self> {
         check(graph)?;
-        let (parameters, results) = (parameters(graph)?, results(&graph.entry)?);
-        let spread = Spread::of(graph, &parameters, &results)?;
+        let plain = lower_quant(graph)?;
+        let (parameters, results) = (parameters(&plain)?, results(&plain.entry)?);
+        let spread = Spread::of(&plain, &parameters, &results)?;
         if bytes.len() > MAX_BYTES {
             let reason = format!(
                 "has {} bytes, at most {MAX_BYTES} can be; make its constants parameters",

@@ -1,4 +1,5 @@
-//! Every quantized case of the goldens on an XLA device: its outputs against the native engine's, and against Qwix's.
+//! Every quantized case of the goldens on an XLA device: its outputs against the native engine's, against Qwix's, and on
+//! the CPU bit for bit against those of the model as it is exported.
 
 mod common;
 #[path = "../../ptq/tests/common/mod.rs"]
@@ -12,8 +13,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use qwix_array::{Array, DType};
 use qwix_cpu::CpuBackend;
 use qwix_eval::{Backend, Params, Value};
-use qwix_graph::Graph;
-use qwix_pjrt::XlaBackend;
+use qwix_graph::{Graph, Role};
+use qwix_pjrt::{Client, CompileOptions, Program, XlaBackend, portable};
 use qwix_ptq::{PtqProvider, QuantizationRule, quantize_model, quantize_params};
 
 struct Case {
@@ -104,6 +105,30 @@ fn nudged(params: &Params, which: usize) -> Params {
     params.iter().map(|(path, value)| (path.clone(), nudge(value))).collect()
 }
 
+/// The outputs of a case's graph as it is written for any XLA, each quantized op a composite.
+fn exported(case: &Case, client: &Client, inputs: &[Array]) -> qwix_pjrt::Result<Vec<Array>> {
+    let written = Program::new(&portable(&case.graph)?)?;
+    // What a file has in it is read before it is compiled.
+    let program = Program::from_hlo_proto(written.bytes().to_vec())?;
+    let mut inputs = inputs.iter();
+    let mut arguments = Vec::new();
+    for parameter in &case.graph.parameters {
+        match (parameter.role, case.params.get(&parameter.path)) {
+            (Role::Input, _) => arguments.extend(inputs.next().cloned()),
+            (Role::Variable, Some(Value::QArray(q))) => {
+                arguments.extend([q.qvalue(), q.scale()].into_iter().chain(q.zero_point()).cloned());
+            }
+            (Role::Variable, Some(Value::Array(array))) => arguments.push(array.clone()),
+            (Role::Variable, other) => panic!("{}: {other:?}", parameter.path),
+        }
+    }
+    let device = client.device(0)?;
+    let buffers =
+        arguments.iter().map(|array| client.upload(array, device)).collect::<Result<Vec<_>, _>>()?;
+    let executable = client.compile(&program, &CompileOptions::default())?;
+    executable.run(&buffers.iter().collect::<Vec<_>>())?.iter().map(|buffer| buffer.to_array()).collect()
+}
+
 /// What is wrong with the outputs of a case, if anything.
 fn complaints(case: &Case, xla: &XlaBackend) -> Result<(), String> {
     let folder = goldens::goldens().join("models").join(&case.model);
@@ -119,6 +144,13 @@ fn complaints(case: &Case, xla: &XlaBackend) -> Result<(), String> {
         return Err(format!("{} outputs, expected {}", found.len(), native.len()));
     }
     let mut wrong = String::new();
+    if xla.client().platform_name() == "cpu" {
+        match exported(case, xla.client(), &inputs) {
+            Ok(outputs) if outputs == found => {}
+            Ok(_) => wrong.push_str(" exported, its outputs are others;"),
+            Err(error) => write!(wrong, " exported: {error};").unwrap(),
+        }
+    }
     for (i, output) in found.iter().enumerate() {
         let (values, float) = (output.to_f64_vec(), float[i].to_f64_vec());
         let others = [("native", &native[i]), ("qwix", &qwix[&format!("out/{i}")])];

@@ -7,9 +7,11 @@ use std::sync::Arc;
 
 use qwix_array::Array;
 use qwix_eval::{Backend, EvalError, Executable, Params, Value};
-use qwix_graph::{Graph, Metadata, Node, NodeId, Op, Parameter, Path, Precision, Type, nearest};
+use qwix_graph::{ArrayType, Graph, Metadata, Node, NodeId, Op, Parameter, Path, Type, nearest};
 
 use crate::files::{MAX_MODEL, read_file};
+use crate::package::{stored, value_of};
+use crate::tensors::widened_dtype;
 use crate::{Checkpoint, Error, Result, TensorFile, narrowed};
 
 /// A model: a [`Graph`], float or quantized.
@@ -50,30 +52,41 @@ impl Model {
     }
 
     /// Makes sure that a checkpoint holds every variable in the type that the model wants, and nothing else (unless
-    /// `allow_extra_params`), without reading it. Returns the paths that are too many.
+    /// `allow_extra_params`), without reading it. Returns the paths that are too many. A quantized variable is its parts,
+    /// `<path>/qvalue`, `<path>/scale` and `<path>/zero_point`, as they are or as [`widened`](crate::widened) makes them.
     ///
     /// # Errors
     /// Names the first parameter that is missing, of another type, or too many.
     pub fn check_params(&self, checkpoint: &Checkpoint, allow_extra_params: bool) -> Result<BTreeSet<Path>> {
         let of_file = |source| Error::Params { file: checkpoint.name().to_owned(), source: Box::new(source) };
         let mut extra = checkpoint.paths();
+        let mut wanted = Vec::new();
         for (_, parameter) in self.graph.variables() {
-            let path = &parameter.path;
+            let keys = stored(parameter)?.into_iter().map(|(key, ty)| (Path::new(&key), ty, parameter));
+            wanted.extend(keys);
+        }
+        for (path, ty, parameter) in &wanted {
             let found = checkpoint.type_of(path).ok_or_else(|| {
                 let held = checkpoint.paths();
-                let wanted: BTreeSet<Path> = self.graph.variables().map(|(_, p)| p.path.clone()).collect();
+                let wanted: BTreeSet<Path> = wanted.iter().map(|(path, ..)| path.clone()).collect();
                 let more = match wanted.difference(&held).count().saturating_sub(1) {
                     0 => String::new(),
                     more => format!(" (and {more} more are missing)"),
                 };
-                let instead = elsewhere(path, held.difference(&wanted));
-                let reason = format!("is missing: expected {}{instead}{more}", parameter.ty);
+                let instead = if held.contains(&parameter.path) {
+                    format!("; the file has `{}`, which is not quantized", parameter.path)
+                } else {
+                    elsewhere(path, held.difference(&wanted))
+                };
+                let reason = format!("is missing: expected {ty}{instead}{more}");
                 Error::checkpoint(checkpoint.name(), Some(path.as_str()), reason)
             })?;
-            if Type::Array(found.clone()) != parameter.ty {
+            let is_part = matches!(parameter.ty, Type::QArray(_));
+            let wide = ArrayType::new(widened_dtype(ty.dtype), ty.shape.clone());
+            if found != ty && !(is_part && *found == wide) {
                 return Err(of_file(EvalError::WrongType {
                     what: format!("parameter `{path}`"),
-                    expected: parameter.ty.to_string(),
+                    expected: ty.to_string(),
                     found: found.to_string(),
                 }));
             }
@@ -94,8 +107,21 @@ impl Model {
     /// As [`Model::check_params`], or when the checkpoint cannot be read or has changed.
     pub fn read_params(&self, checkpoint: &Checkpoint, allow_extra_params: bool) -> Result<Params> {
         self.check_params(checkpoint, allow_extra_params)?;
-        let variables = self.graph.variables();
-        variables.map(|(_, p)| Ok((p.path.clone(), Value::Array(checkpoint.map(&p.path)?)))).collect()
+        let mut params = Params::new();
+        for (_, parameter) in self.graph.variables() {
+            let mut arrays = Vec::new();
+            for (key, ty) in stored(parameter)? {
+                let array = checkpoint.map(&Path::new(&key))?;
+                let fitting =
+                    if array.dtype() == ty.dtype { Some(array) } else { narrowed(&array, ty.dtype) };
+                arrays.push(fitting.ok_or_else(|| {
+                    let reason = format!("has a value that {} has not", ty.dtype);
+                    Error::checkpoint(checkpoint.name(), Some(&key), reason)
+                })?);
+            }
+            params.insert(parameter.path.clone(), value_of(parameter, arrays)?);
+        }
+        Ok(params)
     }
 
     /// Reads the inputs of one call: keys `0`, `1`, … in the model's order, or the inputs' names. A dtype that the
@@ -180,16 +206,17 @@ impl Model {
         Ok(Model { graph })
     }
 
-    /// The model as a serialized `HloModuleProto` in plain HLO, which any XLA compiles and [`Model::load`] reads. A
-    /// quantized parameter becomes two or three of them: `<path>/qvalue`, `<path>/scale` and `<path>/zero_point`; the
-    /// result becomes a flat tuple. Operands of products that are narrower than a byte are widened first, for XLA's CPU
-    /// takes none.
+    /// The model as a serialized `HloModuleProto` in plain HLO, which any XLA compiles. A quantized parameter becomes two
+    /// or three of them: `<path>/qvalue`, `<path>/scale` and `<path>/zero_point`; an op on quantized arrays becomes a
+    /// call of what it computes. [`Model::load`] reads all of it back: types, ops, and how the parameters are made.
+    ///
+    /// Three things are written as XLA takes them, and come back so: bounds of a clamp have the shape of what they bound,
+    /// operands of products that are narrower than a byte are widened, and a result in nested tuples is a flat one.
     ///
     /// # Errors
     /// When the model has something that HLO cannot say, or that was read and not understood.
     pub fn to_hlo_proto(&self) -> Result<Vec<u8>> {
-        let lowered = qwix_pjrt::lower(&self.graph, "cpu", Precision::Default)?;
-        Ok(qwix_pjrt::Program::new(&lowered)?.bytes().to_vec())
+        Ok(qwix_pjrt::Program::new(&qwix_pjrt::portable(&self.graph)?)?.bytes().to_vec())
     }
 
     /// Prepares the model for running.

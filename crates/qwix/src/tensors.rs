@@ -418,9 +418,17 @@ impl<W: Write + Seek> TensorWriter<W> {
 /// An array in the form that readers elsewhere understand, exactly: integers narrower than a byte as `S8`,
 /// fp8 and fp4 as `F32`, anything else as it is.
 pub fn widened(array: &Array) -> Array {
-    match array.dtype() {
-        DType::S2 | DType::S4 | DType::U4 => array.convert(DType::S8),
-        DType::F8E4M3FN | DType::F8E5M2 | DType::F4E2M1FN => array.convert(DType::F32),
+    match widened_dtype(array.dtype()) {
+        same if same == array.dtype() => array.clone(),
+        wide => array.convert(wide),
+    }
+}
+
+/// The dtype that [`widened`] gives.
+pub(crate) fn widened_dtype(dtype: DType) -> DType {
+    match dtype {
+        DType::S2 | DType::S4 | DType::U4 => DType::S8,
+        DType::F8E4M3FN | DType::F8E5M2 | DType::F4E2M1FN => DType::F32,
         DType::Pred
         | DType::S8
         | DType::S16
@@ -433,7 +441,7 @@ pub fn widened(array: &Array) -> Array {
         | DType::F16
         | DType::BF16
         | DType::F32
-        | DType::F64 => array.clone(),
+        | DType::F64 => dtype,
     }
 }
 

@@ -146,7 +146,7 @@ pub(super) fn plan_nested(planning: &Planning<'_>, id: NodeId) -> Option<Result<
                 Ok(Box::new(Conditional { branches, by_pred }) as Box<dyn Step>)
             })())
         }
-        Op::Call { computation } => {
+        Op::Call { computation, .. } => {
             planned(program(computation).map(|program| Box::new(Call(program)) as Box<dyn Step>))
         }
         _ => None,

@@ -34,8 +34,14 @@ pub(super) fn write_attributes(op: &Op, i: &mut HloInstructionProto) -> Result<(
         | Op::Tuple
         | Op::While { .. }
         | Op::Conditional { .. }
-        | Op::Call { .. }
         | Op::OptimizationBarrier => {}
+        Op::Call { composite, .. } => {
+            if let Some(composite) = composite {
+                i.is_composite = true;
+                let map = composite.texts().into_iter().map(|(key, text)| (key.to_owned(), text)).collect();
+                i.frontend_attributes = super::frontend_attributes(map);
+            }
+        }
         Op::Compare { comparison, order } => {
             i.comparison_direction = comparison.name().to_owned();
             if *order == CompareOrder::Total {

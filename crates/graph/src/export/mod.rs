@@ -2,17 +2,21 @@
 
 mod instruction;
 mod literal;
+pub(crate) mod marks;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use prost::Message as _;
 
+use marks::Marks;
+
 use crate::import::{TOKEN, TUPLE, primitive_of, role_of};
 use crate::passes::inline::{Names, plain_name};
+use crate::passes::lower_quant::composite::lower_to_composites;
 use crate::proto::{
-    HloComputationProto, HloInstructionProto, HloModuleProto, LayoutProto, OpMetadata, ProgramShapeProto,
-    ShapeProto,
+    FrontendAttributes, HloComputationProto, HloInstructionProto, HloModuleProto, LayoutProto, OpMetadata,
+    ProgramShapeProto, ShapeProto,
 };
 use crate::{ArrayType, Computation, Graph, GraphError, KeyPath, Node, Op, Parameter, Role, Type, sharding};
 
@@ -40,13 +44,26 @@ pub enum ExportError {
 impl Graph {
     /// Writes the graph as a serialized `HloModuleProto`. Reading it back gives the same graph, names apart.
     ///
+    /// The module is plain HLO, whatever the graph has: any XLA runs it. A quantized parameter is two or three
+    /// parameters, `<path>/qvalue`, `<path>/scale` and `<path>/zero_point`, in other places a tuple of these. An op on
+    /// quantized arrays is a `call` marked as a composite (`qwix.dot`, `qwix.quantize`, …) of its decomposition; what the
+    /// parameters are stands in their `frontend_attributes` (`qwix.path`, `qwix.quantized`, …).
+    ///
     /// # Errors
-    /// When the graph does not verify, has quantized types (lower them first), or has something that was read and not
+    /// When the graph does not verify, has a product that cannot be computed, or has something that was read and not
     /// understood: an op or a type without a meaning here, or a custom call, of which not all attributes are kept.
     pub fn to_hlo_proto(&self) -> Result<Vec<u8>, ExportError> {
         self.verify()?;
+        if !marks::is_marked(self) {
+            return self.to_plain_proto(&[]);
+        }
+        lower_to_composites(self)?.to_plain_proto(&marks::marks(self)?)
+    }
+
+    /// The module of a graph without quantized types, with marks on its parameters, if there are any.
+    fn to_plain_proto(&self, marks: &[Marks]) -> Result<Vec<u8>, ExportError> {
         let mut writer = Writer::default();
-        let entry_id = writer.computation(&self.entry, Some(&self.parameters))?;
+        let entry_id = writer.computation(&self.entry, Some((&self.parameters, marks)))?;
         let entry = writer.computations.last();
         let module = HloModuleProto {
             name: plain_name(&self.name),
@@ -75,20 +92,21 @@ impl Writer {
     fn computation(
         &mut self,
         computation: &Arc<Computation>,
-        signature: Option<&[Parameter]>,
+        signature: Option<(&[Parameter], &[Marks])>,
     ) -> Result<i64, ExportError> {
         if let Some(&id) = self.ids.get(&Arc::as_ptr(computation)) {
             return Ok(id);
         }
         // Before those of called computations: an input without an op_name is known by its node's name.
         let op_name_and_name = |node: &Node| match (&node.op, signature) {
-            (Op::Parameter(number), Some(signature)) => {
+            (Op::Parameter(number), Some((signature, marks))) => {
                 let (op_name, name) = parameter_name(node, &signature[*number]);
-                (op_name, self.instruction_names.unique(name))
+                let marks = marks.get(*number).cloned().unwrap_or_default().with_op_name(&op_name);
+                (op_name, self.instruction_names.unique(name), marks)
             }
-            _ => (node.metadata.op_name.clone(), self.instruction_names.unique(&node.name)),
+            _ => (node.metadata.op_name.clone(), self.instruction_names.unique(&node.name), BTreeMap::new()),
         };
-        let names: Vec<(String, String)> = computation.nodes.iter().map(op_name_and_name).collect();
+        let names: Vec<_> = computation.nodes.iter().map(op_name_and_name).collect();
         let name = self.computation_names.unique(&computation.name);
         let mut called_ids = Vec::with_capacity(computation.nodes.len());
         for node in &computation.nodes {
@@ -106,7 +124,7 @@ impl Writer {
         // XLA makes ids of a computation's and an instruction's number.
         let instruction_id = |index: usize| id << 32 | (index as i64 + 1);
         let mut instructions = Vec::with_capacity(computation.nodes.len());
-        for (index, ((node, (op_name, name)), called_ids)) in
+        for (index, ((node, (op_name, name, marks)), called_ids)) in
             computation.nodes.iter().zip(names).zip(called_ids).enumerate()
         {
             let wrong = |reason| ExportError::Instruction {
@@ -126,6 +144,7 @@ impl Writer {
                 operand_ids: node.operands.iter().map(|operand| instruction_id(operand.index())).collect(),
                 called_computation_ids: called_ids,
                 sharding: sharding.map(Box::new),
+                frontend_attributes: frontend_attributes(marks),
                 ..HloInstructionProto::default()
             };
             instruction::write_attributes(&node.op, &mut instruction).map_err(wrong)?;
@@ -148,6 +167,10 @@ impl Writer {
         self.ids.insert(Arc::as_ptr(computation), id);
         Ok(id)
     }
+}
+
+fn frontend_attributes(map: BTreeMap<String, String>) -> Option<FrontendAttributes> {
+    (!map.is_empty()).then_some(FrontendAttributes { map })
 }
 
 /// What a parameter is called in the file: its op_name as JAX wrote it, unless that says something else than the

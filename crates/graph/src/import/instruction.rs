@@ -9,8 +9,9 @@ use crate::proto::{
     ScatterDimensionNumbers, Window,
 };
 use crate::{
-    BinaryOp, CompareOrder, Comparison, Computation, ConvDims, CustomCall, DotDims, GatherDims, Op, PadDim,
-    Precision, RngAlgorithm, ScatterDims, SliceDim, Type, UnaryOp, Unsupported, WindowDim, sharding,
+    BinaryOp, CompareOrder, Comparison, Composite, Computation, ConvDims, CustomCall, DotDims, GatherDims,
+    Op, PadDim, Precision, RngAlgorithm, ScatterDims, SliceDim, Type, UnaryOp, Unsupported, WindowDim,
+    sharding,
 };
 
 /// How many computations an instruction calls that the graph has to know, or `None` when it does not have to.
@@ -197,7 +198,12 @@ pub(super) fn op_of(
             Op::While { condition: next_called()?, body }
         }
         "conditional" => Op::Conditional { branches: called.collect() },
-        "call" => Op::Call { computation: next_called()? },
+        "call" => {
+            let texts = i.frontend_attributes.unwrap_or_default().map;
+            let text = |key: &str| texts.get(key).map(String::as_str);
+            let composite = if i.is_composite { Composite::read(text)?.map(Arc::new) } else { None };
+            Op::Call { computation: next_called()?, composite }
+        }
         "rng-bit-generator" => Op::RngBitGenerator(match i.rng_algorithm {
             0 => RngAlgorithm::Default,
             1 => RngAlgorithm::ThreeFry,

@@ -3,27 +3,34 @@
 //! Only what the entry computation reaches is read. Each computation's instructions are put into an order in which
 //! operands come first, by instruction id as far as that goes; then calls are inlined.
 
+mod composite;
+#[cfg(test)]
+mod composite_tests;
 mod error;
 mod instruction;
 mod literal;
+mod marks;
 mod module;
 #[cfg(test)]
 mod mutations;
 mod order;
 mod parameters;
+mod same;
 mod shape;
 #[cfg(test)]
 mod tests;
 mod wire;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 pub use error::ImportError;
 use error::{at, quoted};
 use module::{Module, RawComputation, module_bytes};
 
+pub(crate) use composite::graph_of;
 pub(crate) use instruction::{annotation, carries_any_type};
+pub(crate) use marks::Marks;
 pub(crate) use parameters::{role_of, signature};
 pub(crate) use shape::{TOKEN, TUPLE, opaque_part, primitive_of};
 
@@ -42,12 +49,9 @@ impl Graph {
     /// When the bytes are no such message, or what they describe is no graph.
     pub fn from_hlo_proto(bytes: &[u8]) -> Result<Graph, ImportError> {
         let module = Module::read(module_bytes(bytes)?)?;
-        let entry = Builder::new(&module).build_entry()?;
+        let (entry, marks) = Builder::new(&module).build_entry()?;
         let entry = inline::inline_entry(&entry)?;
-        let parameters = signature(&entry);
-        let graph = Graph { name: inline::plain_name(module.name), entry: Arc::new(entry), parameters };
-        graph.verify()?;
-        Ok(graph)
+        Ok(graph_of(inline::plain_name(module.name), entry, &marks)?)
     }
 }
 
@@ -61,15 +65,18 @@ enum State {
 struct Builder<'m, 'a> {
     module: &'m Module<'a>,
     states: HashMap<usize, State>,
+    marks: Marks,
 }
 
 impl<'m, 'a> Builder<'m, 'a> {
     fn new(module: &'m Module<'a>) -> Self {
-        Builder { module, states: HashMap::new() }
+        Builder { module, states: HashMap::new(), marks: Marks::default() }
     }
 
-    fn build_entry(mut self) -> Result<Arc<Computation>, ImportError> {
-        Ok(self.build(self.module.entry, 0)?.0)
+    /// The entry, and what the file says of its parameters.
+    fn build_entry(mut self) -> Result<(Arc<Computation>, Marks), ImportError> {
+        let (entry, _) = self.build(self.module.entry, 0)?;
+        Ok((entry, self.marks))
     }
 
     /// The computation of an index, and how deep calls go below it.
@@ -96,7 +103,8 @@ impl<'m, 'a> Builder<'m, 'a> {
         if depth + height > MAX_CALL_DEPTH {
             return Err(wrong(format!("calls are nested more than {MAX_CALL_DEPTH} deep")));
         }
-        let computation = Arc::new(self.convert(raw, &heads, called)?);
+        let is_entry = index == self.module.entry;
+        let computation = Arc::new(self.convert(raw, &heads, called, is_entry)?);
         self.states.insert(index, State::Built(Arc::clone(&computation), height));
         Ok((computation, height))
     }
@@ -137,10 +145,11 @@ impl<'m, 'a> Builder<'m, 'a> {
     }
 
     fn convert(
-        &self,
+        &mut self,
         raw: &RawComputation,
         heads: &[InstructionHead],
         mut called: Vec<Vec<Arc<Computation>>>,
+        is_entry: bool,
     ) -> Result<Computation, ImportError> {
         let wrong = |reason| ImportError::Computation { computation: quoted(raw.name), reason };
         let operands = order::operand_indices(raw.name, heads)?;
@@ -173,8 +182,17 @@ impl<'m, 'a> Builder<'m, 'a> {
             let sharding = instruction.sharding.take();
             let sharding = sharding.map(|s| sharding::from_proto(&s)).transpose().map_err(here)?;
             let called = std::mem::take(&mut called[index]);
+            let marks = match &mut instruction.frontend_attributes {
+                Some(attributes) if is_entry && head.opcode == "parameter" => {
+                    std::mem::take(&mut attributes.map)
+                }
+                _ => BTreeMap::new(),
+            };
             let op =
                 instruction::op_of(instruction, &ty, &operand_types, called, called_names).map_err(here)?;
+            if let Op::Parameter(number) = op {
+                self.marks.add(number, marks.iter().map(|(key, text)| (key.as_str(), text.as_str())));
+            }
             nodes.push(Node { name: names.unique(&head.name), op, operands, ty, metadata, sharding });
         }
         let computation = Computation { name: inline::plain_name(raw.name), nodes, root: places[root] };

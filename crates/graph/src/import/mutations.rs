@@ -9,7 +9,7 @@ use prost::Message as _;
 use crate::Graph;
 use crate::proto::*;
 
-struct Random(u64);
+pub(super) struct Random(pub u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
@@ -19,7 +19,7 @@ impl Random {
         self.0
     }
 
-    fn below(&mut self, limit: usize) -> usize {
+    pub fn below(&mut self, limit: usize) -> usize {
         (self.next() % limit.max(1) as u64) as usize
     }
 
@@ -52,7 +52,7 @@ impl Random {
 }
 
 /// Changes one field of an instruction, most often one that its op has.
-fn change(i: &mut HloInstructionProto, other: &HloInstructionProto, random: &mut Random) {
+pub(super) fn change(i: &mut HloInstructionProto, other: &HloInstructionProto, random: &mut Random) {
     loop {
         match random.below(26) {
             0 => i.opcode = other.opcode.clone(),

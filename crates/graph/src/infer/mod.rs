@@ -81,7 +81,7 @@ pub fn infer(op: &Op, operands: &[&Type], declared: &Type) -> Result<Type, Strin
         Op::GetTupleElement(index) => calls::get_tuple_element(operands, *index),
         Op::While { condition, body } => calls::while_loop(operands, condition, body),
         Op::Conditional { branches } => calls::conditional(operands, branches),
-        Op::Call { computation } => calls::call(operands, computation),
+        Op::Call { computation, .. } => calls::call(operands, computation),
         Op::RngBitGenerator(_) => calls::rng_bit_generator(operands, declared),
         Op::OptimizationBarrier => Ok(match operands {
             [one] => (*one).clone(),

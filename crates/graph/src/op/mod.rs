@@ -1,5 +1,6 @@
 //! HLO's ops, in families, and two of ours.
 
+mod composite;
 mod elementwise;
 mod indexing;
 mod walk;
@@ -10,6 +11,7 @@ use qwix_array::Array;
 use qwix_quant::{ConvDims, DotDims, HowToQuantize, WindowDim};
 
 use crate::Computation;
+pub use composite::Composite;
 pub use elementwise::{BinaryOp, CompareOrder, Comparison, UnaryOp};
 pub use indexing::{GatherDims, PadDim, ScatterDims, SliceDim};
 
@@ -166,6 +168,8 @@ pub enum Op {
     Call {
         /// What is called.
         computation: Arc<Computation>,
+        /// What the call stands for, when the computation is only one way to do it.
+        composite: Option<Arc<Composite>>,
     },
     /// State to new state and random bits.
     RngBitGenerator(RngAlgorithm),

@@ -61,7 +61,7 @@ impl Op {
             | Op::ReduceWindow { computation: c, .. }
             | Op::Sort { comparator: c, .. }
             | Op::Map { computation: c }
-            | Op::Call { computation: c } => vec![c],
+            | Op::Call { computation: c, .. } => vec![c],
             Op::SelectAndScatter { select, scatter, .. } => vec![select, scatter],
             Op::While { condition, body } => vec![condition, body],
             Op::Conditional { branches } => branches.iter().collect(),
@@ -109,7 +109,7 @@ impl Op {
             | Op::ReduceWindow { computation: c, .. }
             | Op::Sort { comparator: c, .. }
             | Op::Map { computation: c }
-            | Op::Call { computation: c } => vec![c],
+            | Op::Call { computation: c, .. } => vec![c],
             Op::SelectAndScatter { select, scatter, .. } => vec![select, scatter],
             Op::While { condition, body } => vec![condition, body],
             Op::Conditional { branches } => branches.iter_mut().collect(),

@@ -11,6 +11,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use super::lower_quant::composite::is_ours;
 use crate::{Computation, Graph, GraphError, Metadata, Node, NodeId, Op, Sharding, Type};
 
 /// How deep computations may call each other before calls are inlined.
@@ -22,7 +23,8 @@ pub(crate) const MAX_NODES: u64 = 1 << 20;
 /// How much memory its nodes may take, roughly.
 const MAX_BYTES: u64 = 1 << 29;
 
-/// The graph without [`Op::Call`]: bodies stand where their calls stood, scopes are prefixed, ids are given anew.
+/// The graph without [`Op::Call`]: bodies stand where their calls stood, scopes are prefixed, ids are given anew. Only
+/// composites of the name space `qwix` stay.
 ///
 /// # Errors
 /// When a call does not fit the computation that it calls, or the result would be too large.
@@ -83,7 +85,8 @@ impl Inliner {
         for node in &computation.nodes {
             size.nodes = size.nodes.saturating_add(1);
             size.bytes = size.bytes.saturating_add(weight(node));
-            for called in node.op.called() {
+            let called = if is_kept(&node.op) { Vec::new() } else { node.op.called() };
+            for called in called {
                 let inner = self.measure(called, depth + 1)?;
                 let prefix = match node.op {
                     Op::Call { .. } => inner.nodes.saturating_mul(node.metadata.op_name.len() as u64 + 1),
@@ -130,7 +133,7 @@ impl Inliner {
             let op_name = prefixed(scope, &node.metadata.op_name);
             let copy = match (&node.op, arguments) {
                 (Op::Parameter(number), Some(arguments)) => arguments[*number],
-                (Op::Call { computation: body }, _) => {
+                (Op::Call { computation: body, .. }, _) if !is_kept(&node.op) => {
                     check_call(computation, node, &operands, body, draft)?;
                     // A call without a name adds nothing to the scope.
                     let inner = if op_name.is_empty() { scope } else { first_of(&op_name) };
@@ -149,7 +152,8 @@ impl Inliner {
                 }
                 _ => {
                     let mut op = node.op.clone();
-                    for called in op.called_mut() {
+                    let inner = if is_kept(&op) { Vec::new() } else { op.called_mut() };
+                    for called in inner {
                         let span = self.span(called);
                         *called = Arc::new(self.computation(called, scope, id)?);
                         id += span;
@@ -224,6 +228,11 @@ impl Draft {
         });
         Computation { name: name.to_owned(), nodes: self.nodes, root: places[root.index()] }
     }
+}
+
+/// Whether an op is a call that stays: a quantized op, which is read for what it stands for.
+fn is_kept(op: &Op) -> bool {
+    matches!(op, Op::Call { composite, .. } if is_ours(composite.as_ref()))
 }
 
 /// A call's operands and type are those of the computation: after inlining nobody could tell any more.

@@ -1,5 +1,7 @@
 //! Attributes of an instruction: `name=value` after its operands.
 
+use std::collections::HashMap;
+
 use super::scan::{Fault, Scanner};
 use crate::{PadDim, Precision, SliceDim, WindowDim};
 
@@ -46,25 +48,15 @@ impl<'a> Attributes<'a> {
         self.whole.fault_at(self.at, reason)
     }
 
-    /// The value of a key in `{key="value" other=2}`; separators may be blanks or commas.
+    /// The values by key of `{key="value" other=2}`; separators may be blanks or commas. Of two with one key the first
+    /// counts.
+    pub(super) fn strings(&self, name: &str) -> Result<HashMap<&'a str, String>, Fault> {
+        self.get(name).map_or(Ok(HashMap::new()), |mut s| dictionary(&mut s))
+    }
+
+    /// The value of one key of these.
     pub(super) fn string_in(&self, name: &str, key: &str) -> Result<Option<String>, Fault> {
-        let Some(mut s) = self.get(name) else { return Ok(None) };
-        s.expect('{')?;
-        while !s.eat('}') {
-            let found = s.expect_word("a key")?;
-            s.expect('=')?;
-            if found == key {
-                return if s.peek() == Some('"') {
-                    s.text_string().map(Some)
-                } else {
-                    let value = s.value()?;
-                    Ok(Some(s.slice(value).to_owned()))
-                };
-            }
-            s.value()?;
-            s.eat(',');
-        }
-        Ok(None)
+        Ok(self.strings(name)?.remove(key))
     }
 
     pub(super) fn flag(&self, name: &str) -> Result<bool, Fault> {
@@ -189,6 +181,25 @@ impl<'a> Attributes<'a> {
         }
         Ok(dims)
     }
+}
+
+/// `{key="value" other=2}`.
+pub(super) fn dictionary<'a>(s: &mut Scanner<'a>) -> Result<HashMap<&'a str, String>, Fault> {
+    let mut found = HashMap::new();
+    s.expect('{')?;
+    while !s.eat('}') {
+        let key = s.expect_word("a key")?;
+        s.expect('=')?;
+        let value = if s.peek() == Some('"') {
+            s.text_string()?
+        } else {
+            let value = s.value()?;
+            s.slice(value).to_owned()
+        };
+        found.entry(key).or_insert(value);
+        s.eat(',');
+    }
+    Ok(found)
 }
 
 /// A value that must be all there is.

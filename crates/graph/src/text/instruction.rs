@@ -7,8 +7,8 @@ use super::attributes::{Attributes, braces};
 use super::scan::{Fault, Scanner};
 use crate::import::{annotation, carries_any_type, opaque_part};
 use crate::{
-    BinaryOp, CompareOrder, Comparison, Computation, ConvDims, CustomCall, DotDims, GatherDims, Op,
-    RngAlgorithm, ScatterDims, Type, UnaryOp, Unsupported, sharding,
+    BinaryOp, CompareOrder, Comparison, Composite, Computation, ConvDims, CustomCall, DotDims, GatherDims,
+    Op, RngAlgorithm, ScatterDims, Type, UnaryOp, Unsupported, sharding,
 };
 
 /// Computations that stand above, by the names that the text calls them, with how deep they call others.
@@ -140,7 +140,7 @@ pub(super) fn op_of(
                 Op::Conditional { branches: found.into_iter().map(|(branch, _)| branch).collect() }
             }
         }
-        "call" => Op::Call { computation: called("to_apply")? },
+        "call" => Op::Call { computation: called("to_apply")?, composite: composite(a)? },
         "rng-bit-generator" => Op::RngBitGenerator(match a.raw("algorithm") {
             None | Some("rng_default") => RngAlgorithm::Default,
             Some("rng_three_fry" | "rng_threefry") => RngAlgorithm::ThreeFry,
@@ -164,6 +164,16 @@ pub(super) fn op_of(
         _ => return unsupported("the op is not known".into()),
     };
     Ok((op, height))
+}
+
+/// What a call stands for.
+fn composite(a: &Attributes<'_>) -> Result<Option<Arc<Composite>>, Fault> {
+    if !a.flag("is_composite")? {
+        return Ok(None);
+    }
+    let texts = a.strings("frontend_attributes")?;
+    let text = |key: &str| texts.get(key).map(String::as_str);
+    Composite::read(text).map(|c| c.map(Arc::new)).map_err(|reason| a.fault(reason))
 }
 
 fn look_up(s: &mut Scanner<'_>, known: &Known) -> Result<(Arc<Computation>, usize), Fault> {

@@ -13,6 +13,9 @@
 //!   computation's brace its name, when another computation has the same.
 //! - `unsupported="reason"` marks an instruction that was read but not understood.
 //! - A name that HLO text cannot have stands in quotes.
+//!
+//! Of a module that [`Graph::to_hlo_proto`](crate::Graph::to_hlo_proto) wrote, XLA's text is read back as the module is: our composites and the
+//! `qwix.` attributes of parameters, which have the names above, give the quantized graph.
 
 mod attributes;
 mod constant;
@@ -20,5 +23,8 @@ mod instruction;
 mod parse;
 mod print;
 mod scan;
+pub(crate) mod signature;
+mod single;
 
 pub use print::TextOptions;
+pub(crate) use single::{op_text, read_dictionary, read_op, read_quantized};

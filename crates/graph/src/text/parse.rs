@@ -6,15 +6,16 @@ use std::sync::Arc;
 use qwix_array::DType;
 use qwix_quant::{Calibration, Granularity, HowToQuantize, QType, Tile};
 
-use super::attributes::{Attributes, braces, counts};
+use super::attributes::{Attributes, braces};
 use super::constant::read_constant;
 use super::instruction::{Known, op_of};
 use super::scan::{Fault, Scanner};
-use crate::import::signature;
+use super::signature;
+use crate::import::{Marks, graph_of};
 use crate::passes::inline::{MAX_CALL_DEPTH, inline_entry};
 use crate::{
-    ArrayType, Computation, Graph, GraphError, KeyPath, Metadata, Node, NodeId, Op, Parameter, Path, Prep,
-    QArrayType, Role, Sharding, SliceDim, Slot, StatisticSlot, Type, WeightSlot,
+    ArrayType, Computation, Graph, GraphError, Metadata, Node, NodeId, Op, Parameter, QArrayType, Sharding,
+    Type,
 };
 
 /// Tuples in tuples.
@@ -32,9 +33,7 @@ impl Graph {
         let graph = match parsed.signature {
             Some(parameters) => Graph { name: parsed.name, entry: parsed.entry, parameters },
             None => {
-                let entry = inline_entry(&parsed.entry)?;
-                let parameters = signature(&entry);
-                Graph { name: parsed.name, entry: Arc::new(entry), parameters }
+                return graph_of(parsed.name, inline_entry(&parsed.entry)?, &parsed.marks);
             }
         };
         graph.verify()?;
@@ -50,6 +49,8 @@ struct Module {
     entry: Arc<Computation>,
     /// Of our own text.
     signature: Option<Vec<Parameter>>,
+    /// Of XLA's text of a module that we wrote.
+    marks: Marks,
 }
 
 fn module(s: &mut Scanner<'_>) -> Result<Module, Fault> {
@@ -61,7 +62,7 @@ fn module(s: &mut Scanner<'_>) -> Result<Module, Fault> {
     let attributes = Attributes::scan(s, at)?;
     let ours = attributes.string_in("frontend_attributes", "qwix")?.is_some();
     let mut known = Known::new();
-    let mut entry: Option<(Arc<Computation>, Numbered)> = None;
+    let mut entry: Option<(Arc<Computation>, Numbered, Marks)> = None;
     let mut last = None;
     let mut ids = 0;
     while !s.done() {
@@ -83,21 +84,21 @@ fn module(s: &mut Scanner<'_>) -> Result<Module, Fault> {
             if entry.is_some() {
                 return Err(s.fault_at(at, "a second ENTRY".into()));
             }
-            entry = Some((Arc::clone(&block.computation), block.signature));
+            entry = Some((Arc::clone(&block.computation), block.signature, block.marks));
         }
         last = Some(Arc::clone(&block.computation));
         if known.insert(block.label.clone(), (block.computation, block.height)).is_some() {
             return Err(s.fault_at(at, format!("a second computation is called `{}`", block.label)));
         }
     }
-    let (entry, parameters) = match (entry, last) {
+    let (entry, parameters, marks) = match (entry, last) {
         (Some(entry), _) => entry,
         // A module of one computation needs no mark.
-        (None, Some(only)) if known.len() == 1 && !ours => (only, Vec::new()),
+        (None, Some(only)) if known.len() == 1 && !ours => (only, Vec::new(), Marks::default()),
         (None, _) => return Err(s.expected("a computation marked ENTRY")),
     };
     let signature = if ours { Some(in_order(s, &entry, parameters)?) } else { None };
-    Ok(Module { name, entry, signature })
+    Ok(Module { name, entry, signature, marks })
 }
 
 /// The signature's entries by number.
@@ -115,6 +116,7 @@ struct Block {
     label: String,
     computation: Arc<Computation>,
     signature: Numbered,
+    marks: Marks,
     height: usize,
 }
 
@@ -140,6 +142,7 @@ fn block(s: &mut Scanner<'_>, ours: bool, known: &Known, ids: &mut u64) -> Resul
     let mut root = None;
     let mut height = 0;
     let mut parameters = Vec::new();
+    let mut marks = Marks::default();
     while !s.eat('}') {
         let at = s.position();
         let is_root = s.peek_word() == "ROOT" && {
@@ -158,8 +161,12 @@ fn block(s: &mut Scanner<'_>, ours: bool, known: &Known, ids: &mut u64) -> Resul
         } else if !ours {
             node.metadata.id = *ids;
         }
-        if ours && let Op::Parameter(number) = node.op {
-            parameters.push((number, found.parameter));
+        if let Op::Parameter(number) = node.op {
+            if ours {
+                parameters.push((number, found.parameter));
+            } else {
+                marks.add(number, found.texts.iter().map(|(&key, text)| (key, text.as_str())));
+            }
         }
         height = height.max(found.height);
         if is_root && root.replace(id).is_some() {
@@ -180,22 +187,25 @@ fn block(s: &mut Scanner<'_>, ours: bool, known: &Known, ids: &mut u64) -> Resul
     Attributes::scan(s, at)?;
     let root = root.unwrap_or(NodeId(nodes.len() as u32 - 1));
     let signature = parameters.into_iter().filter_map(|(n, p)| p.map(|p| (n, p))).collect();
-    Ok(Block { label, computation: Arc::new(Computation { name, nodes, root }), signature, height })
+    let computation = Arc::new(Computation { name, nodes, root });
+    Ok(Block { label, computation, signature, marks, height })
 }
 
-struct Instruction {
+struct Instruction<'a> {
     node: Node,
+    /// Its `frontend_attributes`.
+    texts: HashMap<&'a str, String>,
     height: usize,
     /// What our text says of a parameter of the entry.
     parameter: Option<Parameter>,
 }
 
-fn instruction(
-    s: &mut Scanner<'_>,
+fn instruction<'a>(
+    s: &mut Scanner<'a>,
     nodes: &[Node],
     places: &HashMap<String, NodeId>,
     known: &Known,
-) -> Result<Instruction, Fault> {
+) -> Result<Instruction<'a>, Fault> {
     let at = s.position();
     let name = s.name("an instruction")?;
     s.expect('=')?;
@@ -230,12 +240,14 @@ fn instruction(
         Some(op) if attributes.get("unsupported").is_none() => (op, 0),
         _ => op_of(opcode, &ty, &types, &attributes, known)?,
     };
-    let parameter = parameter(&attributes, &ty)?;
+    let texts = attributes.strings("frontend_attributes")?;
+    let text = |key: &str| texts.get(key).map(String::as_str);
+    let parameter = signature::parameter(text, &ty).map_err(|reason| attributes.fault(reason))?;
     let op_name = attributes.string_in("metadata", "op_name")?.unwrap_or_default();
     let sharding = attributes.raw("sharding").map(|text| text.parse::<Sharding>());
     let sharding = sharding.transpose().map_err(|reason| attributes.fault(reason))?;
     let node = Node { name, op, operands, ty, metadata: Metadata { op_name, id: 0 }, sharding };
-    Ok(Instruction { node, height, parameter })
+    Ok(Instruction { node, texts, height, parameter })
 }
 
 /// `%name`, or with its type before it.
@@ -253,7 +265,7 @@ fn operand(s: &mut Scanner<'_>, places: &HashMap<String, NodeId>) -> Result<Node
 }
 
 /// A type, with its layout when there may be one.
-fn ty(s: &mut Scanner<'_>, with_layout: bool, depth: usize) -> Result<Type, Fault> {
+pub(super) fn ty(s: &mut Scanner<'_>, with_layout: bool, depth: usize) -> Result<Type, Fault> {
     let at = s.position();
     if s.eat('(') {
         if depth == MAX_TUPLE_DEPTH {
@@ -302,7 +314,7 @@ fn shape(s: &mut Scanner<'_>) -> Result<Vec<usize>, Fault> {
     Ok(sizes)
 }
 
-fn array_type(s: &mut Scanner<'_>) -> Result<ArrayType, Fault> {
+pub(super) fn array_type(s: &mut Scanner<'_>) -> Result<ArrayType, Fault> {
     let at = s.position();
     match ty(s, false, 0)? {
         Type::Array(array) => Ok(array),
@@ -343,105 +355,4 @@ fn quantized(s: &mut Scanner<'_>) -> Result<QArrayType, Fault> {
     s.expect(']')?;
     let calibration: Calibration = method.parse().map_err(|error| s.fault_at(at, format!("{error}")))?;
     Ok(QArrayType { array, how: HowToQuantize { qtype, granularity, calibration } })
-}
-
-/// The entry of the signature that `frontend_attributes` describe.
-fn parameter(attributes: &Attributes<'_>, ty: &Type) -> Result<Option<Parameter>, Fault> {
-    let text = |key: &str| attributes.string_in("frontend_attributes", key);
-    let Some(path) = text("path")? else { return Ok(None) };
-    let role = match text("role")?.as_deref() {
-        Some("variable") => Role::Variable,
-        Some("input") => Role::Input,
-        other => {
-            return Err(attributes.fault(format!(
-                "`role` should be variable or input, found `{}`",
-                other.unwrap_or("nothing")
-            )));
-        }
-    };
-    let statistics = match text("statistics")? {
-        None => None,
-        Some(source) => {
-            let part = text("part")?.unwrap_or_default();
-            let part =
-                part.parse().map_err(|reason: String| attributes.fault(format!("`part`: {reason}")))?;
-            Some(Slot::Statistic(StatisticSlot { source: Path::new(&source), part }))
-        }
-    };
-    let slot = match (text("source")?, ty) {
-        (Some(_), _) if statistics.is_some() => {
-            return Err(attributes.fault("has both a `source` and `statistics`".into()));
-        }
-        (None, _) => statistics,
-        (Some(source), Type::QArray(q)) => {
-            let source_type = match text("source_type")? {
-                Some(text) => {
-                    let located = |fault: Fault| attributes.fault(fault.locate(&text).to_string());
-                    array_type(&mut Scanner::new(&text)).map_err(located)?
-                }
-                None => return Err(attributes.fault("`source_type` is missing".into())),
-            };
-            let prep = match text("prep")? {
-                Some(text) => prep(&mut Scanner::new(&text))
-                    .map_err(|fault| attributes.fault(fault.locate(&text).to_string()))?,
-                None => Vec::new(),
-            };
-            Some(Slot::Weight(WeightSlot {
-                source: Path::new(&source),
-                source_type,
-                prep,
-                how: q.how.clone(),
-            }))
-        }
-        (Some(_), other) => {
-            return Err(attributes.fault(format!("has a `source`, but its type is {other}")));
-        }
-    };
-    Ok(Some(Parameter {
-        path: Path::new(&path),
-        key_path: text("key")?.map(|text| key_path(&text)),
-        role,
-        ambiguous: text("ambiguous")?.as_deref() == Some("true"),
-        ty: ty.clone(),
-        slot,
-    }))
-}
-
-/// `argument/key/key`, where `\/` is a slash in a key.
-fn key_path(text: &str) -> KeyPath {
-    let mut parts = vec![String::new()];
-    let mut chars = text.chars();
-    while let Some(c) = chars.next() {
-        let last = parts.len() - 1;
-        match c {
-            '/' => parts.push(String::new()),
-            '\\' => parts[last].extend(chars.next()),
-            other => parts[last].push(other),
-        }
-    }
-    let argument = parts.remove(0);
-    KeyPath { argument, keys: parts }
-}
-
-/// `reshape{2,3} transpose{1,0} slice{0:2:1}`.
-fn prep(s: &mut Scanner<'_>) -> Result<Vec<Prep>, Fault> {
-    let mut steps = Vec::new();
-    while !s.done() {
-        let at = s.position();
-        steps.push(match s.word() {
-            "reshape" => Prep::Reshape(counts(s)?),
-            "transpose" => Prep::Transpose(counts(s)?),
-            "slice" => Prep::Slice(braces(s, |s| {
-                let start = s.count()?;
-                s.expect(':')?;
-                let limit = s.count()?;
-                s.expect(':')?;
-                Ok(SliceDim { start, limit, stride: s.count()? })
-            })?),
-            other => {
-                return Err(s.fault_at(at, format!("expected reshape, transpose or slice, found `{other}`")));
-            }
-        });
-    }
-    Ok(steps)
 }

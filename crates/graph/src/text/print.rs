@@ -5,9 +5,10 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use super::constant::write_constant;
+use super::signature;
 use crate::{
-    ArrayType, CompareOrder, Computation, ConvDims, Graph, Node, Op, Parameter, Precision, Prep,
-    RngAlgorithm, Role, Slot, Type, WindowDim, sharding,
+    ArrayType, CompareOrder, Computation, ConvDims, Graph, Node, Op, Parameter, Precision, RngAlgorithm,
+    Type, WindowDim, sharding,
 };
 
 /// What [`Graph::to_text`] writes.
@@ -34,8 +35,7 @@ impl Graph {
     /// The graph as HLO text, a block for each computation, callees first; see the crate's `text` module for what is
     /// added to XLA's syntax.
     pub fn to_text(&self, options: TextOptions) -> String {
-        let mut printer =
-            Printer { out: String::new(), options, labels: HashMap::new(), taken: HashMap::new() };
+        let mut printer = Printer::new(options);
         let _ = writeln!(printer.out, "HloModule {}, frontend_attributes={{qwix=\"1\"}}", name(&self.name));
         // The entry's own name is taken before its callees'.
         let label = printer.label(&self.entry.name);
@@ -55,7 +55,16 @@ struct Printer {
     taken: HashMap<String, usize>,
 }
 
+/// The attributes of an op that calls no computation.
+pub(super) fn op_attributes(op: &Op) -> String {
+    Printer::new(TextOptions::default()).attributes(op)
+}
+
 impl Printer {
+    fn new(options: TextOptions) -> Self {
+        Printer { out: String::new(), options, labels: HashMap::new(), taken: HashMap::new() }
+    }
+
     /// The computation's name, or one like it that is free.
     fn label(&mut self, own: &str) -> String {
         let mut suffix = self.taken.get(own).copied().unwrap_or(0);
@@ -118,7 +127,8 @@ impl Printer {
                 }
             }
             self.out.push(')');
-            self.attributes(&node.op);
+            let attributes = self.attributes(&node.op);
+            self.out.push_str(&attributes);
             if let Op::Parameter(number) = node.op
                 && let Some(parameter) = signature.and_then(|s| s.get(number))
             {
@@ -135,8 +145,9 @@ impl Printer {
         format!("%{}", name(label))
     }
 
-    fn attributes(&mut self, op: &Op) {
-        let text = match op {
+    /// What follows the operands.
+    fn attributes(&self, op: &Op) -> String {
+        match op {
             Op::Parameter(_)
             | Op::Constant(_)
             | Op::Unary(_)
@@ -249,8 +260,24 @@ impl Printer {
                     + &format!(", to_apply={}", self.called(comparator))
             }
             Op::TopK { k, largest } => format!(", k={k}, largest={largest}"),
-            Op::Map { computation } | Op::Call { computation } => {
+            Op::Map { computation } => {
                 format!(", to_apply={}", self.called(computation))
+            }
+            Op::Call { computation, composite } => {
+                let mut text = format!(", to_apply={}", self.called(computation));
+                if let Some(composite) = composite {
+                    let texts: Vec<String> = composite
+                        .texts()
+                        .into_iter()
+                        .map(|(key, text)| {
+                            // A dictionary stands as it is.
+                            let plain = text.starts_with('{') && text.is_ascii();
+                            format!("{key}={}", if plain { text } else { quote(text.as_bytes()) })
+                        })
+                        .collect();
+                    let _ = write!(text, ", is_composite=true, frontend_attributes={{{}}}", texts.join(","));
+                }
+                text
             }
             Op::GetTupleElement(index) => format!(", index={index}"),
             Op::While { condition, body } => {
@@ -282,8 +309,7 @@ impl Printer {
             Op::Unsupported(unsupported) => {
                 format!(", unsupported={}", quote(unsupported.reason.as_bytes()))
             }
-        };
-        self.out.push_str(&text);
+        }
     }
 }
 
@@ -315,7 +341,7 @@ pub(super) fn quote(bytes: &[u8]) -> String {
     out
 }
 
-fn list(values: &[usize]) -> String {
+pub(super) fn list(values: &[usize]) -> String {
     format!("{{{}}}", values.iter().map(usize::to_string).collect::<Vec<_>>().join(","))
 }
 
@@ -407,52 +433,11 @@ fn write_type(out: &mut String, ty: &Type) {
 }
 
 fn write_parameter(out: &mut String, parameter: &Parameter) {
-    let role = match parameter.role {
-        Role::Variable => "variable",
-        Role::Input => "input",
-    };
-    let path = quote(parameter.path.as_str().as_bytes());
-    let _ = write!(out, ", frontend_attributes={{path={path},role=\"{role}\"");
-    if parameter.ambiguous {
-        out.push_str(",ambiguous=\"true\"");
-    }
-    if let Some(key_path) = &parameter.key_path {
-        let escape = |key: &String| key.replace('\\', "\\\\").replace('/', "\\/");
-        let keys: Vec<String> = [&key_path.argument].into_iter().chain(&key_path.keys).map(escape).collect();
-        let _ = write!(out, ",key={}", quote(keys.join("/").as_bytes()));
-    }
-    match &parameter.slot {
-        None => {}
-        Some(Slot::Weight(slot)) => {
-            let _ = write!(
-                out,
-                ",source={},source_type=\"{}\"",
-                quote(slot.source.as_str().as_bytes()),
-                slot.source_type
-            );
-            if !slot.prep.is_empty() {
-                let steps: Vec<String> = slot.prep.iter().map(prep).collect();
-                let _ = write!(out, ",prep=\"{}\"", steps.join(" "));
-            }
-        }
-        Some(Slot::Statistic(slot)) => {
-            let source = quote(slot.source.as_str().as_bytes());
-            let _ = write!(out, ",statistics={source},part=\"{}\"", slot.part);
-        }
-    }
-    out.push('}');
-}
-
-fn prep(prep: &Prep) -> String {
-    match prep {
-        Prep::Reshape(shape) => format!("reshape{}", list(shape)),
-        Prep::Transpose(permutation) => format!("transpose{}", list(permutation)),
-        Prep::Slice(dims) => {
-            let dims: Vec<String> =
-                dims.iter().map(|d| format!("{}:{}:{}", d.start, d.limit, d.stride)).collect();
-            format!("slice{{{}}}", dims.join(","))
-        }
-    }
+    let texts: Vec<String> = signature::attributes(parameter)
+        .into_iter()
+        .map(|(name, text)| format!("{name}={}", quote(text.as_bytes())))
+        .collect();
+    let _ = write!(out, ", frontend_attributes={{{}}}", texts.join(","));
 }
 
 fn write_tail(out: &mut String, node: &Node) {

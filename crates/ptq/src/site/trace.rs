@@ -211,7 +211,7 @@ impl<'a> Walk<'a> {
                     return None;
                 }
             }
-            Op::Call { computation } => {
+            Op::Call { computation, .. } => {
                 let callee = Callee { node: self.node, index: 0 };
                 self.home = false;
                 self.node = computation.root;

@@ -39,7 +39,7 @@ const PARAMS: &str = "params.safetensors";
 const RULES: &str = "rules.json";
 
 /// The tensors that a value is stored as: key and array type each.
-fn stored(parameter: &Parameter) -> Result<Vec<(String, ArrayType)>> {
+pub(crate) fn stored(parameter: &Parameter) -> Result<Vec<(String, ArrayType)>> {
     let path = &parameter.path;
     match &parameter.ty {
         Type::Array(array) => Ok(vec![(path.to_string(), array.clone())]),
@@ -59,6 +59,20 @@ fn stored(parameter: &Parameter) -> Result<Vec<(String, ArrayType)>> {
             "parameter `{path}` is {}; only arrays can be stored",
             parameter.ty
         ))),
+    }
+}
+
+/// The value of the arrays that [`stored`] lists.
+pub(crate) fn value_of(parameter: &Parameter, arrays: Vec<Array>) -> Result<Value> {
+    let mut arrays = arrays.into_iter();
+    let missing = || Error::Unsupported(format!("parameter `{}` is not whole", parameter.path));
+    let first = arrays.next().ok_or_else(missing)?;
+    match &parameter.ty {
+        Type::QArray(q) => {
+            let scale = arrays.next().ok_or_else(missing)?;
+            Ok(Value::QArray(QArray::new(first, scale, arrays.next(), q.how.qtype)?))
+        }
+        Type::Array(_) | Type::Tuple(_) | Type::Token | Type::Opaque(_) => Ok(Value::Array(first)),
     }
 }
 
@@ -325,16 +339,7 @@ impl Package {
         for (key, ty) in stored(parameter)? {
             parts.push(self.params.map(&key)?.reinterpret(ty.dtype, &ty.shape)?);
         }
-        let mut parts = parts.into_iter();
-        let missing = || Error::package(&self.dir, format!("parameter `{}` is not whole", parameter.path));
-        let first = parts.next().ok_or_else(missing)?;
-        match &parameter.ty {
-            Type::QArray(q) => {
-                let scale = parts.next().ok_or_else(missing)?;
-                Ok(Value::QArray(QArray::new(first, scale, parts.next(), q.how.qtype)?))
-            }
-            Type::Array(_) | Type::Tuple(_) | Type::Token | Type::Opaque(_) => Ok(Value::Array(first)),
-        }
+        value_of(parameter, parts)
     }
 
     /// Prepares the model for running; its parameters are handed on one by one, and none is kept here.

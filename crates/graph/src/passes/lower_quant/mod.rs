@@ -8,6 +8,7 @@
 //! parameters (`<path>/qvalue`, `<path>/scale`, `<path>/zero_point`), in tuples and as an argument of a computation one
 //! tuple of these.
 
+pub(crate) mod composite;
 mod product;
 mod quantize;
 
@@ -28,6 +29,10 @@ use crate::{
 /// # Errors
 /// When the graph does not verify, or a product with quantized sides cannot be computed (both have a zero point, say).
 pub fn lower_quant(graph: &Graph) -> Result<Graph, GraphError> {
+    lower(graph, Shared::default())
+}
+
+fn lower(graph: &Graph, mut shared: Shared) -> Result<Graph, GraphError> {
     let mut parameters = Vec::new();
     // The number that each old parameter's first part has.
     let mut numbers = Vec::new();
@@ -51,7 +56,7 @@ pub fn lower_quant(graph: &Graph) -> Result<Graph, GraphError> {
             }
         }
     }
-    let entry = Shared::default().computation(&graph.entry, Some(&numbers))?;
+    let entry = shared.computation(&graph.entry, Some(&numbers))?;
     let lowered = Graph { name: graph.name.clone(), entry: Arc::new(entry), parameters };
     lowered.verify()?;
     Ok(lowered)
@@ -72,7 +77,7 @@ impl Parts {
 }
 
 /// Names and types of the parts.
-fn part_types(q: &QArrayType) -> Result<Vec<(&'static str, ArrayType)>, GraphError> {
+pub(crate) fn part_types(q: &QArrayType) -> Result<Vec<(&'static str, ArrayType)>, GraphError> {
     let parts = q.how.parts(&q.array.shape, q.array.dtype)?;
     let ty = |(dtype, shape): (_, Vec<usize>)| ArrayType::new(dtype, shape);
     let mut list = vec![("qvalue", ty(parts.qvalue)), ("scale", ty(parts.scale))];
@@ -110,7 +115,7 @@ fn spread_type(sharding: &Sharding, ty: &Type) -> Result<Sharding, GraphError> {
     Ok(Sharding::Tuple(parts.collect::<Result<Vec<_>, _>>()?.concat()))
 }
 
-fn has_quantized(ty: &Type) -> bool {
+pub(crate) fn has_quantized(ty: &Type) -> bool {
     match ty {
         Type::QArray(_) => true,
         Type::Tuple(elements) => elements.iter().any(has_quantized),
@@ -122,6 +127,8 @@ fn has_quantized(ty: &Type) -> bool {
 #[derive(Default)]
 struct Shared {
     done: HashMap<*const Computation, Arc<Computation>>,
+    /// Where ops on quantized arrays become composites: their decompositions, by the composites' attributes.
+    composites: Option<HashMap<String, Arc<Computation>>>,
 }
 
 impl Shared {
@@ -223,6 +230,9 @@ impl Lowering<'_> {
     }
 
     fn node(&mut self, node: &Node) -> Result<Lowered, GraphError> {
+        if let Some(composite) = self.composite(node)? {
+            return Ok(composite);
+        }
         let first = node.operands.first().copied();
         let first_quantized = first.is_some_and(|id| self.quantized(id).is_some());
         let any_quantized = node.operands.iter().any(|&id| self.quantized(id).is_some());
