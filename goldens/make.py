@@ -1,4 +1,4 @@
-"""Makes every golden again. `python goldens/make.py [models|ops|dtypes|qarray|init|nn|static] [name…]`"""
+"""Makes every golden again. `python goldens/make.py [models|ops|dtypes|qarray|init|nn|static|prequantized] [name…]`"""
 
 import os
 import sys
@@ -60,6 +60,11 @@ def main():
     import rules
     for name in names or dict.fromkeys(c[0] for c in rules.STATIC_CASES):
       ok &= apart(make_static.make, name, [c for c in rules.STATIC_CASES if c[0] == name])
+  if section in ('all', 'prequantized'):
+    import make_prequantized
+    import make_prequantized_qwix
+    ok &= apart(make_prequantized.make)
+    ok &= apart(make_prequantized_qwix.make)
   sys.exit(0 if ok else 1)
 
 

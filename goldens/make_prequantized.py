@@ -128,6 +128,19 @@ def gptq_case(name, layers, bits, group_size, version, sym, scattered=False, **o
   return tensors, expected, {'quantization_config': config}, options
 
 
+def mlp(name, scattered, **options):
+  """Two layers for a model of the tests."""
+  tensors, expected, config, options = gptq_case(name, {'fc1': (32, 16), 'fc2': (16, 8)}, 4, 8, 1, False, scattered, **options)
+  del tensors['model.norm.weight'], tensors['model.fc1.bias']
+  for module in expected:
+    # So few bits that the f16 of the definition has every product exactly, and other engines are held to it.
+    key = module.replace('weight', 'scales')
+    tensors[key] = (rng('mlp', key).randint(8, 64, tensors[key].shape) * 2.0**-11).astype(np.float16)
+    expected[module] = gptq_dequantized(tensors, module.removesuffix('.weight'), 4, 1)
+  tensors['fc1.bias'] = (np.arange(16) / 16 - 0.5).astype(np.float16)
+  return tensors, expected, config, options
+
+
 def awq():
   r = rng('awq')
   rows, columns, group = 32, 24, 8
@@ -335,6 +348,8 @@ def cases():
   yield 'gptq_ragged', gptq_case('ragged', {'model.fc1': (40, 8)}, 4, 16, 1, False)
   yield 'gptq_act_order', gptq_case('act_order', {'model.fc1': (32, 8)}, 4, 8, 1, False, True, act_order='permute')
   yield 'gptq_act_order_expanded', gptq_case('act_order', {'model.fc1': (32, 8)}, 4, 8, 1, False, True, act_order='expand')
+  yield 'gptq_mlp', mlp('mlp', False)
+  yield 'gptq_mlp_act_order', mlp('mlp', True, act_order='expand')
   yield 'awq', awq()
   yield 'ct_pack4_group', ct_pack('pack4', (6, 32), 4, 'group', 8)
   yield 'ct_pack4_asym', ct_pack('pack4_asym', (11, 24), 4, 'group', 8, symmetric=False)

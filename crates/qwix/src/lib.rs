@@ -67,10 +67,10 @@ pub use qwix_pjrt::XlaBackend;
 pub use qwix_ptq::{
     CalibrateError, Calibrator, Outcome, ProcessPrequantized, Provider, PtqError, PtqModel, PtqProvider,
     QtProvider, QuantStats, QuantizationRule, QuantizeParams, Report as PtqReport, RestoreRules,
-    RestoredActs, SideVerdict, Site, Stats, Sums, Template, Unfinished, Verdict, Warning, bytes_of_variables,
-    calibrate, explain, find_sites, process_prequantized_param, process_prequantized_params, quantize_model,
-    quantize_param, quantize_params, quantize_params_with, quantize_stats, quantize_variables,
-    restore_quantization_rules, type_of_qarray,
+    RestoredActs, SideVerdict, Site, Stats, Sums, Template, TileSize, Unfinished, Verdict, Warning, bytes_of,
+    bytes_of_variables, calibrate, explain, find_sites, process_prequantized_param,
+    process_prequantized_params, quantize_model, quantize_param, quantize_params, quantize_params_with,
+    quantize_stats, quantize_variables, restore_quantization_rules, type_of_qarray,
 };
 pub use qwix_quant::{Calibration, Granularity, HowToQuantize, QArray, QType, QuantError, Tile};
 pub use report::{BINS, Histogram, Kind, Report, ReportBuilder, SAMPLED, TensorReport, Totals};

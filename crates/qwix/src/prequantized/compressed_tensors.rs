@@ -380,7 +380,7 @@ fn integers(
         let (ty, integers) = (ArrayType::new(DType::S32, [shape[1]]), integers.clone());
         let read =
             move |source: &Source| gptq::permutation(&integers.blocks(source)?.columns, integers.shape[1]);
-        entries.push(("input_permutation", Entry::in_out(Type::Array(ty), read)));
+        entries.push(("input_permutation", Entry::as_stored(Type::Array(ty), read)));
     }
     entries.push(("weight", Entry::out_in(ty, move |source| integers.read(source))));
     Ok(entries)

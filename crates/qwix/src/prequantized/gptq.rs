@@ -176,7 +176,7 @@ fn weight(
             let groups = self::groups(source, g_idx.as_ref(), rows, group_size, &settings)?;
             permutation(&groups, rows)
         };
-        entries.push(("input_permutation", Entry::in_out(Type::Array(ty), read)));
+        entries.push(("input_permutation", Entry::as_stored(Type::Array(ty), read)));
     }
     let blocks = Blocks { shape: [rows, columns], rows: groups, columns: Groups::each(columns) };
     let ty = blocks.ty(settings.qtype, scale, !settings.sym);

@@ -32,14 +32,22 @@ mod plan;
 mod qwix_flat;
 mod source;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::io::{BufWriter, Write};
 use std::path::Path as FilePath;
 
+use qwix_array::DType;
 use qwix_eval::Value;
-use qwix_graph::{Path, QArrayType, Type};
-use qwix_ptq::{ProcessPrequantized, Template, process_prequantized_param};
+use qwix_graph::{ArrayType, Path, QArrayType, Type};
+use qwix_ptq::{
+    ProcessPrequantized, QuantizationRule, RestoreRules, Template, process_prequantized_param,
+    restore_quantization_rules,
+};
 use qwix_quant::QType;
 
+use crate::files::write_file_in_parts;
+use crate::tensors::{TensorWriter, widened};
 use crate::{Error, Result};
 pub use names::{NameMap, Taken};
 use plan::Plan;
@@ -116,8 +124,8 @@ pub struct Prequantized {
     plan: Plan,
 }
 
-impl std::fmt::Debug for Prequantized {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Prequantized {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Prequantized({} `{}`)", self.format, self.source.checkpoint.name().display())
     }
 }
@@ -171,13 +179,25 @@ impl Prequantized {
         self.plan.entries.get(path).map(|entry| &entry.ty)
     }
 
-    /// The quantized ones among the parameters, for
-    /// [`restore_quantization_rules`](crate::restore_quantization_rules).
-    pub fn quantized(&self) -> impl Iterator<Item = (&Path, &QArrayType)> {
-        self.types().filter_map(|(path, ty)| match ty {
-            Type::QArray(q) => Some((path, q)),
-            Type::Array(_) | Type::Tuple(_) | Type::Token | Type::Opaque(_) => None,
-        })
+    /// How many parameters are quantized.
+    pub fn count_quantized(&self) -> usize {
+        self.types().filter(|(_, ty)| matches!(ty, Type::QArray(_))).count()
+    }
+
+    /// The rules that quantize a model as the weights are quantized, for modules by the names of the model; see
+    /// [`restore_quantization_rules`]. Where the format says which axis is contracted, the tile is that axis's.
+    ///
+    /// # Errors
+    /// As [`restore_quantization_rules`].
+    pub fn restore_rules(&self, names: &NameMap, options: &RestoreRules) -> Result<Vec<QuantizationRule>> {
+        let of = |path: &Path| self.plan.entries.get(path)?.by_rule();
+        let types: Vec<(Path, QArrayType)> = match names.is_empty() {
+            true => self.types().filter_map(|(path, _)| Some((path.clone(), of(path)?))).collect(),
+            false => {
+                names.iter().filter_map(|(path, taken)| Some((path.clone(), of(&taken.from)?))).collect()
+            }
+        };
+        Ok(restore_quantization_rules(types.iter().map(|(path, ty)| (path, ty)), options)?)
     }
 
     /// Reads one parameter; a quantized one is a [`Value::QArray`].
@@ -240,7 +260,76 @@ impl Prequantized {
         Err(Error::checkpoint(self.source.checkpoint.name(), None, reason))
     }
 
+    /// Writes every parameter as one flat safetensors file, one by one, with the keys and dtypes of `qwix dump`:
+    /// `<path>/qvalue`, `/scale`, `/zero_point`; integers narrower than a byte as `I8`, fp8 and fp4 as `F32`.
+    ///
+    /// # Errors
+    /// When a parameter cannot be read or the file not be written; nothing is left at the target.
+    pub fn write_flat(&self, target: impl AsRef<FilePath>) -> Result<()> {
+        let target = target.as_ref();
+        let io = |e| Error::io("write", target, e);
+        let mut types = BTreeMap::new();
+        for (path, ty) in self.types() {
+            for (key, part) in flat_types(path, ty)? {
+                if types.insert(key.clone(), part).is_some() {
+                    return Err(Error::Unsupported(format!("two parameters would be written as `{key}`")));
+                }
+            }
+        }
+        write_file_in_parts(target, |file| {
+            let mut writer = TensorWriter::new(BufWriter::new(file), types).map_err(io)?;
+            for item in self.values() {
+                let (path, value) = item?;
+                let parts = match &value {
+                    Value::Array(array) => vec![(path.to_string(), array)],
+                    Value::QArray(q) => {
+                        let named = [
+                            ("qvalue", Some(q.qvalue())),
+                            ("scale", Some(q.scale())),
+                            ("zero_point", q.zero_point()),
+                        ];
+                        named
+                            .into_iter()
+                            .filter_map(|(part, array)| Some((format!("{path}/{part}"), array?)))
+                            .collect()
+                    }
+                    Value::Tuple(_) => vec![],
+                };
+                for (key, array) in parts {
+                    writer.write(&key, &widened(array)).map_err(io)?;
+                }
+            }
+            writer.finish().map_err(io)?.flush().map_err(io)
+        })
+    }
+
     pub(crate) fn bad(&self, path: &Path, reason: impl Into<String>) -> Error {
         self.source.bad(path, reason)
     }
+}
+
+/// Keys and types of a parameter in a flat file.
+fn flat_types(path: &Path, ty: &Type) -> Result<Vec<(String, ArrayType)>> {
+    let wide = |dtype: DType| match dtype {
+        DType::S2 | DType::S4 | DType::U4 => DType::S8,
+        DType::F8E4M3FN | DType::F8E5M2 | DType::F4E2M1FN => DType::F32,
+        other => other,
+    };
+    Ok(match ty {
+        Type::Array(array) => {
+            vec![(path.to_string(), ArrayType::new(wide(array.dtype), array.shape.clone()))]
+        }
+        Type::QArray(q) => {
+            let (storage, scale_shape) = (wide(q.how.qtype.storage), q.scale_shape()?);
+            let mut parts = vec![
+                (format!("{path}/qvalue"), ArrayType::new(storage, q.array.shape.clone())),
+                (format!("{path}/scale"), ArrayType::new(q.array.dtype, scale_shape.clone())),
+            ];
+            if q.has_zero_point() {
+                parts.push((format!("{path}/zero_point"), ArrayType::new(storage, scale_shape)));
+            }
+            parts
+        }
+        Type::Tuple(_) | Type::Token | Type::Opaque(_) => vec![],
+    })
 }

@@ -71,6 +71,16 @@ impl NameMap {
         }))
     }
 
+    /// Whether every name stays as it is.
+    pub fn is_empty(&self) -> bool {
+        self.names.is_empty()
+    }
+
+    /// The model's paths, and where each comes from.
+    pub fn iter(&self) -> impl Iterator<Item = (&Path, &Taken)> {
+        self.names.iter()
+    }
+
     /// Every name that is taken, in order, checked against a checkpoint.
     ///
     /// Parameters of the checkpoint that go nowhere are refused unless `allow_extra`. So is, in any case, a weight with its

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use qwix_array::Array;
 use qwix_eval::Value;
-use qwix_graph::{Path, Type};
-use qwix_quant::{QArray, QType};
+use qwix_graph::{Path, QArrayType, Type};
+use qwix_quant::{Granularity, QArray, QType};
 
 use super::blocks::{Blocks, signed};
 use super::source::Source;
@@ -13,31 +13,67 @@ use crate::Result;
 
 type Read = Box<dyn Fn(&Source) -> Result<Value> + Send + Sync>;
 
+/// Which of the last two axes of a weight is contracted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Axes {
+    /// […, in, out].
+    InOut,
+    /// […, out, in].
+    OutIn,
+    /// The format does not say.
+    Unknown,
+}
+
 /// One parameter.
 pub(super) struct Entry {
     pub ty: Type,
-    /// Whether it is a weight that the format has as […, out, in].
-    out_in: bool,
-    /// Whether it is to be given out the other way round.
+    axes: Axes,
+    /// Whether the last two axes are exchanged on the way out.
     pub turned: bool,
     pub read: Read,
 }
 
 impl Entry {
+    /// A parameter of which the format does not say more than its type.
+    pub fn as_stored(ty: Type, read: impl Fn(&Source) -> Result<Value> + Send + Sync + 'static) -> Self {
+        Entry { ty, axes: Axes::Unknown, turned: false, read: Box::new(read) }
+    }
+
     /// A quantized weight as […, in, out].
     pub fn in_out(ty: Type, read: impl Fn(&Source) -> Result<Value> + Send + Sync + 'static) -> Self {
-        Entry { ty, out_in: false, turned: false, read: Box::new(read) }
+        Entry { axes: Axes::InOut, ..Entry::as_stored(ty, read) }
     }
 
     /// A quantized weight as […, out, in].
     pub fn out_in(ty: Type, read: impl Fn(&Source) -> Result<Value> + Send + Sync + 'static) -> Self {
-        Entry { out_in: true, ..Entry::in_out(ty, read) }
+        Entry { axes: Axes::OutIn, ..Entry::as_stored(ty, read) }
+    }
+
+    /// The type of a quantized weight as a rule can ask for it: tiles along the contracted axis alone, where that is
+    /// known; scales for every index of an axis that is tiled beside it.
+    pub fn by_rule(&self) -> Option<QArrayType> {
+        let Type::QArray(q) = &self.ty else { return None };
+        let mut q = q.clone();
+        let from_end = match self.axes {
+            Axes::InOut => 1,
+            Axes::OutIn => 2,
+            Axes::Unknown => return Some(q),
+        };
+        // Turned, the other one of the two.
+        let from_end = if self.turned { 3 - from_end } else { from_end };
+        let outputs = q.array.shape.len().checked_sub(from_end);
+        if let Some(granularity) = outputs.and_then(|axis| q.how.granularity.get_mut(axis))
+            && matches!(granularity, Granularity::Tiled(_))
+        {
+            *granularity = Granularity::Channelwise;
+        }
+        Some(q)
     }
 
     /// A tensor as it is.
     pub fn plain(source: &Source, path: &Path) -> Result<Self> {
         let (ty, path) = (source.ty(path)?.clone(), path.clone());
-        Ok(Entry::in_out(Type::Array(ty), move |source| Ok(Value::Array(source.read(&path)?))))
+        Ok(Entry::as_stored(Type::Array(ty), move |source| Ok(Value::Array(source.read(&path)?))))
     }
 }
 
@@ -90,7 +126,7 @@ impl Plan {
 
     /// Gives out weights that are stored as […, out, in] as […, in, out].
     pub fn turn(&mut self) {
-        for entry in self.entries.values_mut().filter(|entry| entry.out_in) {
+        for entry in self.entries.values_mut().filter(|entry| entry.axes == Axes::OutIn) {
             let Type::QArray(q) = &mut entry.ty else { continue };
             let rank = q.array.shape.len();
             if rank >= 2 {

@@ -84,7 +84,7 @@ fn array(source: &Source, path: &Path, options: &ImportOptions) -> Result<Entry>
     }
     let array = ArrayType::new(scale_ty.dtype, stored.shape.clone());
     let ty = type_of_parts(qtype, array, &scale_ty.shape, zero_point.is_some());
-    Ok(Entry::in_out(Type::QArray(ty), move |source| {
+    Ok(Entry::as_stored(Type::QArray(ty), move |source| {
         let narrow = |path: &Path| {
             let array = source.read(path)?;
             let narrow = array.convert_exactly(qtype.storage);
