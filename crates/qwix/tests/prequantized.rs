@@ -185,7 +185,8 @@ fn a_model_runs_with_weights_of_a_gptq_file() {
 
         let x: Vec<f32> = (0..96).map(|i| ((i * 37 % 101) as f32 - 50.0) / 32.0).collect();
         let x = Array::from_vec(&[3, 32], x).unwrap();
-        let found = ptq_model.compile(&CpuBackend::default(), params).unwrap().run(&[x.clone()]).unwrap();
+        let found =
+            ptq_model.compile(&CpuBackend::default(), params).unwrap().run(std::slice::from_ref(&x)).unwrap();
 
         // The same by hand, in f64, from the weights as the definition has them.
         let weights = TensorFile::open(folder.with_extension("safetensors")).unwrap();

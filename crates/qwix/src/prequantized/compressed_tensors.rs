@@ -29,7 +29,7 @@ pub(super) struct CompressedTensors;
 
 const FLOATS: [DType; 3] = [DType::BF16, DType::F16, DType::F32];
 
-const FIELDS: [&str; 12] = [
+const FIELDS: [&str; 11] = [
     "quant_method",
     "config_groups",
     "format",
@@ -41,10 +41,9 @@ const FIELDS: [&str; 12] = [
     "transform_config",
     "version",
     "run_compressed",
-    "quantization_config",
 ];
 const GROUP_FIELDS: [&str; 5] = ["targets", "weights", "input_activations", "output_activations", "format"];
-const WEIGHT_FIELDS: [&str; 13] = [
+const WEIGHT_FIELDS: [&str; 12] = [
     "num_bits",
     "type",
     "symmetric",
@@ -57,7 +56,6 @@ const WEIGHT_FIELDS: [&str; 13] = [
     "observer_kwargs",
     "scale_dtype",
     "zp_dtype",
-    "is_mx",
 ];
 /// What belongs to a weight.
 const PARTS: [&str; 7] = [
