@@ -142,7 +142,7 @@ fn restored_rules_fit_the_parameters_that_they_come_from() {
         ),
         ("linen_mlp", vec![w8a8()]),
         (
-            "linen_mlp",
+            "linen_mlp_64",
             vec![QuantizationRule::new(".*").weight_qtype("mxfp4").act_qtype("mxfp4").tile_size(32)],
         ),
     ] {
