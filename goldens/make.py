@@ -1,4 +1,4 @@
-"""Makes every golden again. `python goldens/make.py [models|ops|dtypes|qarray|init|nn|static|sharded] [name…]`"""
+"""Makes every golden again. `python goldens/make.py [models|ops|dtypes|qarray|init|nn|static|sharded|prequantized] [name…]`"""
 
 import os
 import sys
@@ -64,6 +64,11 @@ def main():
     import make_sharded
     for name in names or make_sharded.MODELS:
       ok &= apart(make_sharded.make, name)
+  if section in ('all', 'prequantized'):
+    import make_prequantized
+    import make_prequantized_qwix
+    ok &= apart(make_prequantized.make)
+    ok &= apart(make_prequantized_qwix.make)
   sys.exit(0 if ok else 1)
 
 

@@ -222,6 +222,12 @@ impl Array {
         array.unwrap_or_else(|_| self.clone())
     }
 
+    /// The same numbers in another dtype, when it has them all.
+    pub fn convert_exactly(&self, dtype: DType) -> Option<Array> {
+        let converted = self.convert(dtype);
+        (dtype == self.dtype() || converted.convert(self.dtype()) == *self).then_some(converted)
+    }
+
     fn to_elements<T: Target + crate::Element>(&self) -> Result<Array, ArrayError> {
         Array::from_vec(self.shape(), self.to_vec::<T>())
     }

@@ -25,6 +25,7 @@ pub enum Command {
     Calibrate(Calibrate),
     Merge(Merge),
     Quantize(Quantize),
+    Import(Import),
     Run(Run),
     Compare(Compare),
     Dump(Dump),
@@ -179,6 +180,73 @@ pub struct Quantize {
     /// Where to write the package
     #[arg(short, long, value_name = "DIR")]
     pub output: PathBuf,
+}
+
+/// Read a checkpoint that was quantized elsewhere: GPTQ, AWQ, compressed-tensors, FP8, ModelOpt, MXFP4
+///
+/// The quantized values are unpacked and moved, never made floats and quantized again. Without --output the parameters
+/// are listed. With --model they become a package of that model, which runs; without one, a flat file with the keys of
+/// `qwix dump`. What a checkpoint says that has no counterpart here is an error that names it.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  qwix import Llama-GPTQ                                    # what is in it
+  qwix import Llama-GPTQ -o flat.safetensors
+  qwix import Llama-AWQ --rules-out rules.json              # the rules that quantize a model so
+  qwix import mlp-gptq --model mlp.hlo.pb --names names.json -o mlp.int4
+
+names.json says which parameter of the checkpoint is which of the model's, and what to transpose:
+  {\"Dense_0/kernel\": \"fc1/weight\", \"head/kernel\": {\"from\": \"head/weight\", \"transpose\": true}}")]
+pub struct Import {
+    /// The checkpoint: a folder with its config, a safetensors file, or the index.json of several (the config is looked
+    /// for beside them)
+    #[arg(value_name = "CHECKPOINT")]
+    pub checkpoint: PathBuf,
+    /// Where to write: a safetensors file, or with --model a package
+    #[arg(short, long, value_name = "OUT")]
+    pub output: Option<PathBuf>,
+    /// The model that the parameters are for
+    #[arg(long, value_name = "MODEL.hlo.pb", requires = "output")]
+    pub model: Option<PathBuf>,
+    /// The rules by which the model is quantized, JSON or TOML; unless given, those that the checkpoint's weights show
+    #[arg(long, value_name = "R", requires = "model")]
+    pub rules: Option<PathBuf>,
+    /// The model's names for the checkpoint's parameters, JSON; unless given, they are the same
+    #[arg(long, value_name = "N.json")]
+    pub names: Option<PathBuf>,
+    /// Write the rules that quantize as the checkpoint is quantized
+    #[arg(long, value_name = "RULES.json")]
+    pub rules_out: Option<PathBuf>,
+    /// What activations are quantized to in these rules; float unless given
+    #[arg(long, value_name = "QTYPE")]
+    pub act_qtype: Option<String>,
+    /// Give out quantized matrices that are stored as [out, in] as [in, out], as a Flax kernel is
+    #[arg(long)]
+    pub in_out: bool,
+    /// What to do where activation order scatters the rows of a group: refuse it; permute, with the order of the inputs
+    /// as a parameter of its own; or expand, with a scale for each row
+    #[arg(long, value_name = "HOW", value_parser = ["refuse", "permute", "expand"], default_value = "refuse")]
+    pub act_order: String,
+    /// Leave out what is said of activations and caches and is not done here, instead of refusing it
+    #[arg(long)]
+    pub weights_only: bool,
+    /// A field of the config to take no notice of
+    #[arg(long, value_name = "FIELD")]
+    pub ignore_config: Vec<String>,
+    /// The type of quantized values in a file of `qwix dump`, where they are stored wider
+    #[arg(long, value_name = "QTYPE")]
+    pub qtype: Option<String>,
+    /// Leave out parameters that the model does not have, instead of refusing them
+    #[arg(long, requires = "model")]
+    pub allow_extra_params: bool,
+    /// Round scales and floats to the model's dtype where it cannot hold them, instead of refusing them
+    #[arg(long, requires = "model")]
+    pub allow_rounding: bool,
+    /// Replace the package that is already at OUT
+    #[arg(long, requires = "model")]
+    pub force: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Run a quantized package, or a float model with its parameters

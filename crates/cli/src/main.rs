@@ -23,6 +23,7 @@ fn main() -> ExitCode {
         Command::Calibrate(args) => commands::calibrate::run(args),
         Command::Merge(args) => commands::calibrate::merge(args),
         Command::Quantize(args) => commands::quantize::run(args),
+        Command::Import(args) => commands::import::run(args),
         Command::Run(args) => commands::run::run(args),
         Command::Compare(args) => commands::compare::run(args),
         Command::Dump(args) => commands::dump::run(args),

@@ -49,6 +49,27 @@ pub fn write_file(target: &FilePath, write: impl FnOnce(&mut dyn Write) -> io::R
         let mut out = BufWriter::new(File::options().write(true).open(target).map_err(io)?);
         return write(&mut out).and_then(|()| out.flush()).map_err(io);
     }
+    replace_file(target, |file| {
+        let mut out = BufWriter::new(file);
+        write(&mut out).and_then(|()| out.flush()).map_err(io)
+    })
+}
+
+/// As [`write_file`], for what is not written from the first byte to the last: a regular file only.
+///
+/// # Errors
+/// [`Error::Io`], [`Error::Target`], or what `write` returns; the temporary file is removed.
+pub fn write_file_in_parts(target: &FilePath, write: impl FnOnce(&File) -> Result<()>) -> Result<()> {
+    if fs::metadata(target).is_ok_and(|stat| !stat.is_file() && !stat.is_dir()) {
+        return Err(Error::Target {
+            target: target.to_owned(),
+            reason: "is no regular file, and this is not written in one go; give a file name".into(),
+        });
+    }
+    replace_file(target, write)
+}
+
+fn replace_file(target: &FilePath, write: impl FnOnce(&File) -> Result<()>) -> Result<()> {
     if target.is_dir() {
         return Err(Error::Target {
             target: target.to_owned(),
@@ -57,10 +78,9 @@ pub fn write_file(target: &FilePath, write: impl FnOnce(&mut dyn Write) -> io::R
     }
     // A link stays a link, and what it points to is replaced.
     let target = &fs::canonicalize(target).unwrap_or_else(|_| target.to_owned());
+    let io = |source| Error::io("write", target, source);
     let temp = temp_file(target).map_err(io)?;
-    let mut out = BufWriter::new(temp.as_file());
-    write(&mut out).and_then(|()| out.flush()).map_err(io)?;
-    drop(out);
+    write(temp.as_file())?;
     temp.as_file().sync_all().map_err(io)?;
     temp.persist(target).map_err(|e| io(e.error))?;
     sync_folder(parent(target));

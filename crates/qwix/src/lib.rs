@@ -25,6 +25,7 @@
 //! | say what is quantized, and see why | [`QuantizationRule`], [`explain`] |
 //! | quantize | [`quantize_model`], [`quantize_params`], [`quantize_param`] |
 //! | quantize while a checkpoint is read | [`quantize_checkpoint`], [`quantize_online`] |
+//! | read weights that were quantized elsewhere (GPTQ, AWQ, compressed-tensors, FP8, MXFP4, NVFP4) | [`Prequantized`], [`process_prequantized_params`], [`restore_quantization_rules`] |
 //! | calibrate static ranges | [`QtProvider`], [`calibrate()`], [`CalibrationData`], [`read_stats`], [`write_stats`] |
 //! | run | [`Model::compile`], [`CpuBackend`], [`XlaBackend`], [`ReferenceBackend`] |
 //! | keep a quantized model on disk | [`PackageWriter`], [`Package`] |
@@ -40,6 +41,7 @@ pub mod files;
 mod model;
 mod noise;
 mod package;
+mod prequantized;
 mod report;
 mod rules;
 mod streaming;
@@ -52,6 +54,7 @@ pub use error::{Error, Result};
 pub use model::Model;
 pub use noise::sqnr;
 pub use package::{Package, PackageWriter};
+pub use prequantized::{ActOrder, ImportOptions, Layout, NameMap, Prequantized, Taken};
 pub use qwix_array::{Array, ArrayError, DType};
 pub use qwix_cpu::CpuBackend;
 pub use qwix_eval::{Backend, EvalError, Executable, Loader, Params, ReferenceBackend, Value};
@@ -62,10 +65,12 @@ pub use qwix_nn as nn;
 pub use qwix_pjrt as pjrt;
 pub use qwix_pjrt::XlaBackend;
 pub use qwix_ptq::{
-    CalibrateError, Calibrator, Outcome, Provider, PtqError, PtqModel, PtqProvider, QtProvider, QuantStats,
-    QuantizationRule, QuantizeParams, Report as PtqReport, SideVerdict, Site, Stats, Sums, Template,
-    Unfinished, Verdict, Warning, bytes_of_variables, calibrate, explain, find_sites, quantize_model,
-    quantize_param, quantize_params, quantize_params_with, quantize_stats, quantize_variables,
+    CalibrateError, Calibrator, Outcome, ProcessPrequantized, Provider, PtqError, PtqModel, PtqProvider,
+    QtProvider, QuantStats, QuantizationRule, QuantizeParams, Report as PtqReport, RestoreRules,
+    RestoredActs, SideVerdict, Site, Stats, Sums, Template, TileSize, Unfinished, Verdict, Warning, bytes_of,
+    bytes_of_variables, calibrate, explain, find_sites, process_prequantized_param,
+    process_prequantized_params, quantize_model, quantize_param, quantize_params, quantize_params_with,
+    quantize_stats, quantize_variables, restore_quantization_rules, type_of_qarray,
 };
 pub use qwix_quant::{Calibration, Granularity, HowToQuantize, QArray, QType, QuantError, Tile};
 pub use report::{BINS, Histogram, Kind, Report, ReportBuilder, SAMPLED, TensorReport, Totals};

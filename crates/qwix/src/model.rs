@@ -48,7 +48,12 @@ impl Model {
     /// Settles which parameters are variables and which inputs, where their names leave that open: those that the
     /// checkpoint holds are variables.
     pub fn resolve_roles(&mut self, checkpoint: &Checkpoint) {
-        self.graph.resolve_roles(&checkpoint.paths());
+        self.resolve_roles_of(&checkpoint.paths());
+    }
+
+    /// As [`resolve_roles`](Self::resolve_roles), by the paths of the variables.
+    pub fn resolve_roles_of(&mut self, variables: &BTreeSet<Path>) {
+        self.graph.resolve_roles(variables);
     }
 
     /// Makes sure that a checkpoint holds every variable in the type that the model wants, and nothing else (unless

@@ -4,8 +4,8 @@ use std::fs;
 use std::path::{Path as FilePath, PathBuf};
 
 use qwix::{
-    Checkpoint, Model, Package, PackageWriter, PtqProvider, QuantizationRule, TensorFile, explain,
-    quantize_model, quantize_params,
+    ActOrder, Checkpoint, ImportOptions, Model, Package, PackageWriter, Prequantized, PtqProvider,
+    QuantizationRule, TensorFile, explain, quantize_model, quantize_params,
 };
 
 fn digits(name: &str) -> PathBuf {
@@ -113,4 +113,51 @@ fn damaged_packages_are_opened_or_refused() {
         fs::write(&file, good).unwrap();
     }
     assert_eq!(Package::open(&target).unwrap().read_all().unwrap(), params);
+}
+
+/// Every format: its config and its tensors, bytes and header.
+#[test]
+fn damaged_prequantized_checkpoints_are_read_or_refused() {
+    let goldens = FilePath::new(env!("CARGO_MANIFEST_DIR")).join("../../goldens/prequantized");
+    let mut random = Random(0x6a09_e667_f3bc_c908);
+    let (mut read, mut refused) = (0, 0);
+    let mut cases: Vec<PathBuf> =
+        fs::read_dir(&goldens).unwrap().map(|entry| entry.unwrap().path()).collect();
+    cases.retain(|case| case.join("model.safetensors").is_file());
+    cases.sort();
+    assert!(cases.len() > 25, "{cases:?}");
+    for (number, case) in cases.iter().enumerate() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = if case.join("config.json").is_file() { "config.json" } else { "hf_quant_config.json" };
+        let (text, good) =
+            (fs::read(case.join(config)).unwrap(), fs::read(case.join("model.safetensors")).unwrap());
+        let header = 8 + u64::from_le_bytes(good[..8].try_into().unwrap()) as usize;
+        for round in 0..150 {
+            let (mut text, mut bytes) = (text.clone(), good.clone());
+            match round % 3 {
+                0 => text = random.damage(&text),
+                1 => bytes = [random.damage(&good[..header]), good[header..].to_vec()].concat(),
+                _ => {
+                    // The length stays, so that the header is believed.
+                    for _ in 0..=random.below(8) {
+                        let at = header + random.below(good.len() - header);
+                        bytes[at] = random.below(256) as u8;
+                    }
+                }
+            }
+            fs::write(folder.path().join(config), &text).unwrap();
+            fs::write(folder.path().join("model.safetensors"), &bytes).unwrap();
+            let options = ImportOptions {
+                act_order: [ActOrder::Refuse, ActOrder::Permute, ActOrder::Expand][(number + round) % 3],
+                weights_only: round % 2 == 0,
+                ..ImportOptions::default()
+            };
+            let opened = Prequantized::open(folder.path(), &options);
+            match opened.and_then(|checkpoint| checkpoint.values().collect::<Result<Vec<_>, _>>()) {
+                Ok(_) => read += 1,
+                Err(_) => refused += 1,
+            }
+        }
+    }
+    assert!(read > 300 && refused > 300, "{read} were read, {refused} refused: the damage is no test");
 }

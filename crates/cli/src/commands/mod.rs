@@ -6,6 +6,7 @@ pub mod compare;
 pub mod dump;
 pub mod explain;
 pub mod export;
+pub mod import;
 pub mod inspect;
 mod online;
 pub mod plugin;
