@@ -7,8 +7,9 @@ use qwix_eval::{Backend, EvalError, Loader, Params, Variables, check_inputs};
 use qwix_graph::{Graph, Precision};
 
 use crate::cache::{Cache, Origin};
+use crate::kernels::{Kernels, Replaced};
 use crate::loader::{Compiling, XlaLoader};
-use crate::lower::{is_gpu, lower};
+use crate::lower::is_gpu;
 use crate::{Buffer, Client, CompileOptions, Device, Executable, Plugin, Program, Result, XlaOption};
 
 /// Runs graphs on a device of a PJRT plugin. Quantized types are lowered to plain HLO; parameters are uploaded once, as
@@ -21,6 +22,7 @@ pub struct XlaBackend {
     options: CompileOptions,
     precision: Precision,
     cache: Option<Cache>,
+    kernels: Option<Arc<dyn Kernels>>,
     note: Arc<dyn Fn(&str) + Send + Sync>,
 }
 
@@ -61,6 +63,7 @@ impl XlaBackend {
             options,
             precision: Precision::Highest,
             cache: None,
+            kernels: None,
             note: Arc::new(|_| {}),
         })
     }
@@ -80,6 +83,30 @@ impl XlaBackend {
         self
     }
 
+    /// Lets programs call kernels of ours for the products that have one, in place of XLA's own code. `note` is told how
+    /// many products of a graph have none, and why; and when the plugin cannot call any, in which case programs are as
+    /// they would be without.
+    pub fn with_kernels(
+        mut self,
+        kernels: impl Kernels + 'static,
+        note: impl Fn(&str) + Send + Sync + 'static,
+    ) -> Self {
+        self.note = Arc::new(note);
+        let platform = self.client.platform_name();
+        let plugin = self.client.plugin();
+        let registered = match platform {
+            "cpu" => {
+                kernels.handlers().iter().try_for_each(|h| plugin.register(h)).map_err(|e| e.to_string())
+            }
+            _ => Err(format!("they run on CPUs, not on {platform}")),
+        };
+        match registered {
+            Ok(()) => self.kernels = Some(Arc::new(kernels)),
+            Err(reason) => (self.note)(&format!("no kernel is used, all is lowered to plain HLO: {reason}")),
+        }
+        self
+    }
+
     /// The client.
     pub fn client(&self) -> &Client {
         &self.client
@@ -90,7 +117,14 @@ impl XlaBackend {
     /// # Errors
     /// As [`Backend::load`].
     pub fn loader(&self, graph: &Graph) -> Result<XlaLoader, EvalError> {
-        let lowered = lower(graph, self.client.platform_name(), self.precision)?;
+        let replaced = match &self.kernels {
+            Some(kernels) => Replaced::new(graph, kernels)?,
+            None => Replaced::nothing(graph),
+        };
+        if let Some(note) = replaced.note() {
+            (self.note)(note);
+        }
+        let lowered = replaced.lower(self.client.platform_name(), self.precision)?;
         let program = Program::new(&lowered)?;
         let backend = self.clone();
         Ok(XlaLoader {
@@ -98,6 +132,7 @@ impl XlaBackend {
             client: self.client.clone(),
             device: self.device.clone(),
             variables: Variables::of(graph),
+            loads: replaced.loads(graph),
             compiling: Compiling::start(move || backend.compile_program(&program))?,
         })
     }

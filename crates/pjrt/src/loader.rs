@@ -2,9 +2,11 @@
 
 use std::thread::{self, JoinHandle};
 
+use qwix_array::Array;
 use qwix_eval::{EvalError, Loader, Value, Variables};
 use qwix_graph::{Graph, Path};
 
+use crate::kernels::Loads;
 use crate::{Buffer, Client, Device, Executable, PjrtError, Result, XlaExecutable};
 
 /// A graph on its way to a device: its variables are uploaded as they come, while the plugin compiles.
@@ -13,6 +15,7 @@ pub struct XlaLoader {
     pub(crate) client: Client,
     pub(crate) device: Device,
     pub(crate) variables: Variables<Vec<Buffer>>,
+    pub(crate) loads: Loads,
     pub(crate) compiling: Compiling,
 }
 
@@ -22,7 +25,7 @@ impl XlaLoader {
     /// # Errors
     /// As [`Loader::finish`].
     pub fn done(self) -> Result<XlaExecutable, EvalError> {
-        let XlaLoader { graph, client, device, variables, compiling } = self;
+        let XlaLoader { graph, client, device, variables, compiling, .. } = self;
         let variables = variables.finish()?;
         let executable = compiling.wait()?;
         Ok(XlaExecutable { graph, client, device, executable, variables: flat(variables) })
@@ -33,8 +36,8 @@ impl Loader for XlaLoader {
     fn put(&mut self, path: &Path, value: Value) -> Result<(), EvalError> {
         // What cannot be compiled is not filled.
         self.compiling.check()?;
-        let (client, device) = (&self.client, &self.device);
-        self.variables.put(path, value, |value| upload(client, device, value))
+        let (client, device, loads) = (&self.client, &self.device, &self.loads);
+        self.variables.put(path, value, |value| upload(client, device, loads.parts(path, value)?))
     }
 
     fn finish(self: Box<Self>) -> Result<Box<dyn qwix_eval::Executable>, EvalError> {
@@ -44,21 +47,7 @@ impl Loader for XlaLoader {
 
 /// Puts a variable on a device, a buffer for each parameter that it is in the lowered graph; each part is dropped once it
 /// is there.
-fn upload(client: &Client, device: &Device, value: Value) -> Result<Vec<Buffer>, EvalError> {
-    let parts = match value {
-        Value::Array(array) => vec![array],
-        Value::QArray(q) => {
-            let parts = [Some(q.qvalue()), Some(q.scale()), q.zero_point()];
-            parts.into_iter().flatten().cloned().collect()
-        }
-        tuple @ Value::Tuple(_) => {
-            return Err(EvalError::WrongType {
-                what: "a parameter".to_owned(),
-                expected: "an array".to_owned(),
-                found: tuple.describe(),
-            });
-        }
-    };
+fn upload(client: &Client, device: &Device, parts: Vec<Array>) -> Result<Vec<Buffer>, EvalError> {
     let uploaded = parts.into_iter().map(|part| client.upload(&part, device));
     Ok(uploaded.collect::<Result<_>>()?)
 }

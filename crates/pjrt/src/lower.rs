@@ -19,7 +19,11 @@ use crate::gpu;
 /// # Errors
 /// When the graph cannot be lowered.
 pub fn lower(graph: &Graph, platform: &str, precision: Precision) -> Result<Graph, GraphError> {
-    let mut graph = lower_quant(graph)?;
+    finish(lower_quant(graph)?, platform, precision)
+}
+
+/// What [`lower`] does once quantized types are gone.
+pub(crate) fn finish(mut graph: Graph, platform: &str, precision: Precision) -> Result<Graph, GraphError> {
     let (widen, gpu) = (platform == "cpu", is_gpu(platform));
     let mut fit = Fit { widen, gpu, precision, done: HashMap::new() };
     graph.entry = fit.computation(&graph.entry);

@@ -26,7 +26,7 @@
 //! | quantize | [`quantize_model`], [`quantize_params`], [`quantize_param`] |
 //! | quantize while a checkpoint is read | [`quantize_checkpoint`], [`quantize_online`] |
 //! | calibrate static ranges | [`QtProvider`], [`calibrate()`], [`CalibrationData`], [`read_stats`], [`write_stats`] |
-//! | run | [`Model::compile`], [`CpuBackend`], [`XlaBackend`], [`ReferenceBackend`] |
+//! | run | [`Model::compile`], [`CpuBackend`], [`XlaBackend`] (with [`NativeKernels`]), [`ReferenceBackend`] |
 //! | keep a quantized model on disk | [`PackageWriter`], [`Package`] |
 //! | see what quantizing did to each parameter | [`ReportBuilder`], [`Report`] |
 
@@ -44,6 +44,7 @@ mod report;
 mod rules;
 mod streaming;
 mod tensors;
+mod xla_kernels;
 
 pub use backends::{backend, backend_names, check_backend_name, xla_backend};
 pub use calibration::{CalibrationData, read_stats, write_stats};
@@ -74,3 +75,4 @@ pub use streaming::{
     Loaded, Loading, Made, Online, ParamReader, Progress, quantize_checkpoint, quantize_online,
 };
 pub use tensors::{TensorFile, TensorWriter, narrowed, widened, write_tensors};
+pub use xla_kernels::NativeKernels;
