@@ -1,15 +1,18 @@
 //! The backend of a command line.
 
 use anyhow::{Result, bail};
-use qwix::Backend;
 use qwix::pjrt::Cache;
+use qwix::{Backend, NativeKernels};
 
 use crate::args;
 use crate::output;
 
 pub fn backend(args: &args::Backend) -> Result<Box<dyn Backend>> {
-    let for_xla =
-        [("--xla-cache", args.xla_cache.is_some()), ("--xla-precision", args.xla_precision.is_some())];
+    let for_xla = [
+        ("--xla-cache", args.xla_cache.is_some()),
+        ("--xla-precision", args.xla_precision.is_some()),
+        ("--xla-kernels", args.xla_kernels),
+    ];
     let Some((option, _)) = for_xla.iter().find(|(_, given)| *given) else {
         return Ok(qwix::backend(&args.name)?);
     };
@@ -23,6 +26,9 @@ pub fn backend(args: &args::Backend) -> Result<Box<dyn Backend>> {
     }
     if let Some(precision) = args.xla_precision {
         backend = backend.with_precision(precision);
+    }
+    if args.xla_kernels {
+        backend = backend.with_kernels(NativeKernels, output::warning);
     }
     Ok(Box::new(backend))
 }

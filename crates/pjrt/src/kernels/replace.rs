@@ -309,7 +309,10 @@ fn product(graph: &Graph, node: &Node) -> Result<(usize, Product), String> {
             Ok((number, product))
         }
         _ if quantized(lhs) && variable(lhs).is_some() => Err("its weight is on the left".to_owned()),
-        _ => Err("neither side is a weight as it is stored".to_owned()),
+        _ => Err(match &graph.entry.node(rhs).op {
+            Op::Quantize(_) => "neither side is a weight".to_owned(),
+            op => format!("its right side is no weight as it is stored, but comes from a {}", op.name()),
+        }),
     }
 }
 
