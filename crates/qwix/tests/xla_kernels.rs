@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex};
 
 use qwix::pjrt::{Cache, Client, OptionValue};
 use qwix::{
-    Array, Backend, CpuBackend, DType, Graph, NativeKernels, Params, Path, PtqProvider, QuantizationRule, Type,
-    Value, XlaBackend, quantize_model, quantize_params,
+    Array, Backend, CpuBackend, DType, Graph, NativeKernels, Params, Path, PtqProvider, QuantizationRule,
+    Type, Value, XlaBackend, quantize_model, quantize_params,
 };
 use qwix_graph::{DotDims, GraphBuilder};
 
@@ -115,7 +115,8 @@ fn products_of_every_kind_and_size_are_the_native_engines() {
         rows.extend(sizes.map(|sizes| (*name, rule.clone(), DType::F32, sizes)));
         rows.push((name, rule.clone(), DType::BF16, [0, 3, 64, 33]));
     }
-    let tiled = [("int8", "int8"), ("int4", "int8")].map(|(w, a)| rule().weight_qtype(w).act_qtype(a).tile_size(128));
+    let tiled =
+        [("int8", "int8"), ("int4", "int8")].map(|(w, a)| rule().weight_qtype(w).act_qtype(a).tile_size(128));
     rows.extend(tiled.map(|rule| ("tiles of 128", rule, DType::F32, [0, 3, 384, 35])));
     rows.push(("tiles of 16", rule().weight_qtype("int4").tile_size(16), DType::F32, [0, 2, 48, 35]));
     let (mut wrong, count) = (Vec::new(), rows.len());
@@ -192,8 +193,7 @@ fn several_threads_run_one_program_at_once() {
     for rule in [rule().weight_qtype("int8").act_qtype("int8"), rule().weight_qtype("int4")] {
         let (graph, params, x) = product(rule, DType::F32, [0, 3, 517, 259]);
         let executable = xla.compile(&graph, params).unwrap();
-        let inputs: Vec<Array> =
-            (0..4).map(|seed| array(DType::F32, x.shape(), seed)).collect();
+        let inputs: Vec<Array> = (0..4).map(|seed| array(DType::F32, x.shape(), seed)).collect();
         let expected: Vec<Vec<Array>> =
             inputs.iter().map(|x| executable.run(std::slice::from_ref(x)).unwrap()).collect();
         std::thread::scope(|scope| {
@@ -214,9 +214,11 @@ fn a_cache_keeps_programs_with_kernels_and_plain_ones_apart() {
     let Some(plugin) = common::plugin() else { return };
     let client = Client::new(&plugin, &[("cpu_device_count", OptionValue::Int(1))]).unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let (graph, params, x) = product(rule().weight_qtype("int8").act_qtype("int8"), DType::F32, [0, 2, 64, 33]);
+    let (graph, params, x) =
+        product(rule().weight_qtype("int8").act_qtype("int8"), DType::F32, [0, 2, 64, 33]);
     let native = run(&CpuBackend::default(), &graph, &params, &x).unwrap();
-    let plain = XlaBackend::on(&client, 0).unwrap().with_cache(Cache::new(dir.path()), |note| panic!("{note}"));
+    let plain =
+        XlaBackend::on(&client, 0).unwrap().with_cache(Cache::new(dir.path()), |note| panic!("{note}"));
     let kernels = plain.clone().with_kernels(NativeKernels, |note| panic!("{note}"));
     for (backend, entries) in [(&plain, 1), (&kernels, 2), (&plain, 2), (&kernels, 2)] {
         assert!(apart(&run(backend, &graph, &params, &x).unwrap(), &native) <= 1e-6);

@@ -6,8 +6,8 @@ mod common;
 
 use qwix::pjrt::{Client, OptionValue};
 use qwix::{
-    Array, Backend, DType, NativeKernels, Params, Path, PtqProvider, QuantizationRule, Type, Value, XlaBackend,
-    quantize_model, quantize_params,
+    Array, Backend, DType, NativeKernels, Params, Path, PtqProvider, QuantizationRule, Type, Value,
+    XlaBackend, quantize_model, quantize_params,
 };
 use qwix_graph::{DotDims, GraphBuilder};
 
