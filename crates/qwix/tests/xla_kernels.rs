@@ -52,6 +52,7 @@ fn product(rule: QuantizationRule, dtype: DType, shape: [usize; 4]) -> (Graph, P
         rhs_contracting: vec![axis],
         lhs_batch: (0..axis).collect(),
         rhs_batch: (0..axis).collect(),
+        ..DotDims::default()
     };
     let mut b = GraphBuilder::new("product");
     let x = b.input("x", Type::array(dtype, left.clone())).unwrap();

@@ -281,3 +281,176 @@ unsafe fn int(scalar: *const RawScalar) -> Option<i64> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::ffi::{CStr, c_void};
+
+    use super::*;
+
+    struct Copies;
+
+    impl Kernel for Copies {
+        const TARGET: &'static str = "test.copies";
+
+        fn run(
+            operands: &[BufferView<'_>],
+            results: &mut [BufferViewMut<'_>],
+            _: &Attributes<'_>,
+        ) -> Result<(), String> {
+            results[0].values_mut::<i32>()?.copy_from_slice(operands[0].values()?);
+            Ok(())
+        }
+    }
+
+    thread_local! {
+        /// What the last error said.
+        static SAID: RefCell<String> = const { RefCell::new(String::new()) };
+    }
+
+    unsafe extern "C" fn create(arguments: *mut XlaErrorCreate) -> *mut XlaError {
+        // SAFETY: the handler's arguments are whole.
+        let message = unsafe { CStr::from_ptr((*arguments).message) }.to_string_lossy().into_owned();
+        SAID.set(message);
+        ptr::dangling_mut()
+    }
+
+    fn table(version: (c_int, c_int)) -> XlaApi {
+        XlaApi {
+            struct_size: size_of::<XlaApi>(),
+            extension_start: ptr::null(),
+            version: ApiVersion {
+                struct_size: size_of::<ApiVersion>(),
+                extension_start: ptr::null_mut(),
+                major: version.0,
+                minor: version.1,
+            },
+            internal: ptr::null(),
+            error_create: Some(create),
+        }
+    }
+
+    fn frame(api: &XlaApi) -> CallFrame {
+        let none = || Buffers {
+            struct_size: size_of::<Buffers>(),
+            extension_start: ptr::null(),
+            size: 0,
+            types: ptr::null(),
+            buffers: ptr::null(),
+        };
+        CallFrame {
+            struct_size: size_of::<CallFrame>(),
+            extension_start: ptr::null(),
+            api,
+            context: ptr::null_mut(),
+            stage: EXECUTE,
+            args: none(),
+            rets: none(),
+            attrs: RawAttributes {
+                struct_size: size_of::<RawAttributes>(),
+                extension_start: ptr::null(),
+                size: 0,
+                types: ptr::null(),
+                names: ptr::null(),
+                attrs: ptr::null(),
+            },
+        }
+    }
+
+    /// Calls the handler; what its error says, if there is one.
+    fn call(frame: &mut CallFrame) -> Option<String> {
+        // SAFETY: the frames here are whole, as far as they say.
+        let error = unsafe { handle::<Copies>(frame) };
+        (!error.is_null()).then(|| SAID.take())
+    }
+
+    fn buffer(values: &mut [i32], dims: &[i64], dtype: c_int) -> RawBufferView {
+        RawBufferView {
+            struct_size: size_of::<RawBufferView>(),
+            extension_start: ptr::null(),
+            dtype,
+            data: values.as_mut_ptr().cast::<c_void>(),
+            rank: dims.len() as i64,
+            dims: dims.as_ptr(),
+        }
+    }
+
+    #[test]
+    fn the_question_for_the_version_is_answered() {
+        let rows = [
+            ((0, 4), Ok((0, 4))),
+            ((0, 1), Ok((0, 1))),
+            ((0, 9), Ok((0, 4))),
+            ((1, 0), Err("XLA FFI 1.0 is not known")),
+            ((0, 0), Err("XLA FFI 0.0 is not known")),
+        ];
+        for (version, expected) in rows {
+            let api = table(version);
+            let mut metadata = Metadata {
+                struct_size: Metadata::SIZE,
+                version: table((7, 7)).version,
+                traits: 7,
+                state_type_id: 0,
+            };
+            let asked = MetadataExtension {
+                base: Extension { struct_size: MetadataExtension::SIZE, kind: METADATA, next: ptr::null() },
+                metadata: &mut metadata,
+            };
+            let mut frame = frame(&api);
+            frame.extension_start = ptr::from_ref(&asked).cast();
+            match (call(&mut frame), expected) {
+                (None, Ok(expected)) => {
+                    assert_eq!((metadata.version.major, metadata.version.minor), expected);
+                    assert_eq!(metadata.traits, 0);
+                }
+                (Some(found), Err(expected)) => assert!(found.contains(expected), "{found}"),
+                (found, _) => panic!("{version:?}: {found:?}, expected {expected:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn frames_are_held_against_what_is_known() {
+        let api = table((0, 4));
+        let (mut from, mut to, dims) = ([1, 2, 3, 4], [0; 4], [2i64, 2]);
+        let (source, target) = (buffer(&mut from, &dims, 4), buffer(&mut to, &dims, 4));
+        let kinds = [BUFFER];
+        let list = |buffer: &*const RawBufferView| Buffers {
+            struct_size: size_of::<Buffers>(),
+            extension_start: ptr::null(),
+            size: 1,
+            types: kinds.as_ptr(),
+            buffers: buffer,
+        };
+        let negative = [-2i64, 2];
+        let small = RawBufferView { struct_size: 8, ..buffer(&mut [], &dims, 4) };
+        let narrow = buffer(&mut [], &dims, 21);
+        let backwards = buffer(&mut [], &negative, 4);
+        let nowhere = RawBufferView { data: ptr::null_mut(), ..buffer(&mut [], &dims, 4) };
+        let rows = [
+            (&source, &target, None),
+            (&source, &source, Some("result 0 has the memory of another buffer")),
+            (&small, &target, Some("operand 0 is of an older kind")),
+            (&narrow, &target, Some("operand 0 is of a type (21) that no kernel takes")),
+            (&backwards, &target, Some("operand 0 has the shape [-2, 2]")),
+            (&nowhere, &target, Some("operand 0 has no memory")),
+        ];
+        for (operand, result, expected) in rows {
+            let (operand, result) = (ptr::from_ref(operand), ptr::from_ref(result));
+            let mut frame = CallFrame { args: list(&operand), rets: list(&result), ..frame(&api) };
+            match (call(&mut frame), expected) {
+                (None, None) => {}
+                (Some(found), Some(expected)) => assert!(found.contains(expected), "{found}"),
+                (found, expected) => panic!("{found:?}, expected {expected:?}"),
+            }
+        }
+        assert_eq!(to, [1, 2, 3, 4]);
+        let mut short = CallFrame { struct_size: 40, ..frame(&api) };
+        assert!(call(&mut short).unwrap().contains("older kind"));
+        let mut early = CallFrame { stage: 0, ..frame(&api) };
+        assert!(call(&mut early).unwrap().contains("stage 0"));
+        // Without operands it panics.
+        assert!(call(&mut frame(&api)).unwrap().contains("it panicked: index out of bounds"));
+    }
+}
