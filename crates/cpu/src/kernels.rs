@@ -28,7 +28,7 @@ pub enum DotKernel {
 /// How bytes are multiplied by bytes.
 #[derive(Clone, Debug)]
 pub struct BytesKernel {
-    plan: QuantizedDot,
+    plan: Box<QuantizedDot>,
     weight: OperandInfo,
     sizes: Sizes,
     /// How many products are summed for one of the result: of the batch the last.
@@ -74,7 +74,7 @@ impl DotKernel {
             return Err("it has no elements".into());
         }
         match dot_plan(lhs, weight, dims, None).map_err(|e| e.to_string())? {
-            DotPlan::Multiply(plan) => BytesKernel::plan(lhs, weight, *plan).map(DotKernel::Bytes),
+            DotPlan::Multiply(plan) => BytesKernel::plan(lhs, weight, plan).map(DotKernel::Bytes),
             DotPlan::Dequantize { result, .. } => {
                 if lhs.quantized.is_some() {
                     return Err("both sides are dequantized first".into());
@@ -107,7 +107,7 @@ impl DotKernel {
 }
 
 impl BytesKernel {
-    fn plan(lhs: &OperandInfo, weight: &OperandInfo, plan: QuantizedDot) -> Result<Self, String> {
+    fn plan(lhs: &OperandInfo, weight: &OperandInfo, plan: Box<QuantizedDot>) -> Result<Self, String> {
         let Some(left) = &lhs.quantized else { return Err("its left side is not quantized".into()) };
         if !is_byte(lhs.value_dtype()) || !is_byte(weight.value_dtype()) || plan.accumulator != DType::S32 {
             return Err(format!("{} by {} has no int8 kernel", lhs.value_dtype(), weight.value_dtype()));

@@ -128,7 +128,7 @@ fn emit(
         &[batch, rows, _] => (batch, rows),
         _ => return Err(invalid("has another left side than was planned")),
     };
-    let outer = if tiles == 0 { 0 } else { batch / tiles };
+    let outer = batch.checked_div(tiles).unwrap_or(0);
     let columns = dims.rhs_free(weight.shape.len()).iter().map(|&axis| weight.shape[axis]).product();
     let op = Op::CustomCall(CustomCall {
         target: call.target.to_owned(),
