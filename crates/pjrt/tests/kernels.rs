@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex};
 use qwix_array::{Array, DType};
 use qwix_eval::{Backend, Params, Value};
 use qwix_graph::{ArrayType, DotDims, Graph, GraphBuilder, Path, Type};
-use qwix_pjrt::XlaBackend;
 use qwix_pjrt::kernels::{
     Attribute, Attributes, BufferView, BufferViewMut, Call, Handler, Kernel, Kernels, Product,
 };
+use qwix_pjrt::{Client, XlaBackend};
 use qwix_ptq::{PtqProvider, QuantizationRule, quantize_model, quantize_params};
 use qwix_quant::QArray;
 
@@ -116,6 +116,11 @@ fn model() -> (Graph, Params, Vec<Array>) {
     (model.graph, params, vec![Array::from_vec(&[2, 8], vec![1.0f32; 16]).unwrap()])
 }
 
+/// Kernels run on CPUs.
+fn client() -> Option<&'static Client> {
+    if common::only_on_cpu("kernels are called by programs on CPUs") { common::client() } else { None }
+}
+
 fn first(backend: &XlaBackend) -> Result<f32, String> {
     let (graph, params, inputs) = model();
     let executable = backend.compile(&graph, params).map_err(|e| e.to_string())?;
@@ -125,7 +130,7 @@ fn first(backend: &XlaBackend) -> Result<f32, String> {
 
 #[test]
 fn errors_and_panics_of_kernels_are_errors_of_runs() {
-    let Some(client) = common::client() else { return };
+    let Some(client) = client() else { return };
     let plain = XlaBackend::on(client, 0).unwrap();
     let rows = [
         ("run", Ok(-5_000_000.0 + 127.0)),
@@ -149,7 +154,7 @@ fn errors_and_panics_of_kernels_are_errors_of_runs() {
 
 #[test]
 fn a_target_has_one_kernel() {
-    let Some(client) = common::client() else { return };
+    let Some(client) = client() else { return };
     let plugin = client.plugin();
     plugin.register(&Handler::of::<Fake>()).unwrap();
     plugin.register(&Handler::of::<Fake>()).unwrap();

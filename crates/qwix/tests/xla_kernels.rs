@@ -9,16 +9,21 @@ mod goldens;
 
 use std::sync::{Arc, Mutex};
 
-use qwix::pjrt::{Cache, Client, OptionValue};
+use qwix::pjrt::{Cache, Client};
 use qwix::{
     Array, Backend, CpuBackend, DType, Graph, NativeKernels, Params, Path, PtqProvider, QuantizationRule,
     Type, Value, XlaBackend, quantize_model, quantize_params,
 };
 use qwix_graph::{DotDims, GraphBuilder};
 
+/// Kernels run on CPUs.
+fn client() -> Option<&'static Client> {
+    if common::only_on_cpu("kernels are called by programs on CPUs") { common::client() } else { None }
+}
+
 #[test]
 fn golden_cases_are_the_native_engines_and_qwixs() {
-    let Some(client) = common::client() else { return };
+    let Some(client) = client() else { return };
     let xla = XlaBackend::on(client, 0).unwrap().with_kernels(NativeKernels, |_| {});
     let (wrong, count) = cases::complaints_of_all(&xla);
     assert!(wrong.is_empty(), "{} of {count}:\n{}", wrong.len(), wrong.join("\n"));
@@ -86,7 +91,7 @@ fn apart(a: &Array, b: &Array) -> f64 {
 
 #[test]
 fn products_of_every_kind_and_size_are_the_native_engines() {
-    let Some(client) = common::client() else { return };
+    let Some(client) = client() else { return };
     let notes = Arc::new(Mutex::new(Vec::new()));
     let heard = Arc::clone(&notes);
     let xla = XlaBackend::on(client, 0)
@@ -140,7 +145,7 @@ fn products_of_every_kind_and_size_are_the_native_engines() {
 
 #[test]
 fn products_without_a_kernel_are_lowered_and_said() {
-    let Some(client) = common::client() else { return };
+    let Some(client) = client() else { return };
     let both = |qtype| rule().weight_qtype(qtype).act_qtype(qtype);
     let rows = [
         (both("float8_e4m3fn"), [0, 2, 8, 3], "1 of 1 quantized products have no kernel"),
@@ -166,7 +171,7 @@ fn products_without_a_kernel_are_lowered_and_said() {
 
 #[test]
 fn a_weight_that_several_products_share_is_packed_once() {
-    let Some(client) = common::client() else { return };
+    let Some(client) = client() else { return };
     let dims = DotDims { lhs_contracting: vec![1], rhs_contracting: vec![0], ..DotDims::default() };
     let mut b = GraphBuilder::new("shared");
     let x = b.input("x", Type::array(DType::F32, [1, 64])).unwrap();
@@ -189,7 +194,7 @@ fn a_weight_that_several_products_share_is_packed_once() {
 
 #[test]
 fn several_threads_run_one_program_at_once() {
-    let Some(client) = common::client() else { return };
+    let Some(client) = client() else { return };
     let xla = XlaBackend::on(client, 0).unwrap().with_kernels(NativeKernels, |note| panic!("{note}"));
     for rule in [rule().weight_qtype("int8").act_qtype("int8"), rule().weight_qtype("int4")] {
         let (graph, params, x) = product(rule, DType::F32, [0, 3, 517, 259]);
@@ -212,14 +217,13 @@ fn several_threads_run_one_program_at_once() {
 
 #[test]
 fn a_cache_keeps_programs_with_kernels_and_plain_ones_apart() {
-    let Some(plugin) = common::plugin() else { return };
-    let client = Client::new(&plugin, &[("cpu_device_count", OptionValue::Int(1))]).unwrap();
+    let Some(client) = client() else { return };
     let dir = tempfile::tempdir().unwrap();
     let (graph, params, x) =
         product(rule().weight_qtype("int8").act_qtype("int8"), DType::F32, [0, 2, 64, 33]);
     let native = run(&CpuBackend::default(), &graph, &params, &x).unwrap();
     let plain =
-        XlaBackend::on(&client, 0).unwrap().with_cache(Cache::new(dir.path()), |note| panic!("{note}"));
+        XlaBackend::on(client, 0).unwrap().with_cache(Cache::new(dir.path()), |note| panic!("{note}"));
     let kernels = plain.clone().with_kernels(NativeKernels, |note| panic!("{note}"));
     for (backend, entries) in [(&plain, 1), (&kernels, 2), (&plain, 2), (&kernels, 2)] {
         assert!(apart(&run(backend, &graph, &params, &x).unwrap(), &native) <= 1e-6);

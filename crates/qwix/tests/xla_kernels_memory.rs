@@ -23,6 +23,9 @@ const SIZE: usize = 512;
 /// A quarter of a megabyte of weights, half of activations: what is lost a time shows.
 #[test]
 fn a_thousand_runs_leave_nothing_behind() {
+    if !common::only_on_cpu("kernels are called by programs on CPUs") {
+        return;
+    }
     let Some(plugin) = common::plugin() else { return };
     let client = Client::new(&plugin, &[("cpu_device_count", OptionValue::Int(1))]).unwrap();
     let xla = XlaBackend::on(&client, 0).unwrap().with_kernels(NativeKernels, |note| panic!("{note}"));
