@@ -257,7 +257,8 @@ pub struct Import {
 #[command(after_help = "Examples:
   qwix run model.int8 --inputs inputs.safetensors -o outputs.safetensors
   qwix run model.hlo.pb --params params.safetensors --inputs inputs.safetensors -o outputs.safetensors
-  qwix run model.hlo.pb --params params.safetensors --rules rules.json --inputs inputs.safetensors -o outputs.safetensors")]
+  qwix run model.hlo.pb --params params.safetensors --rules rules.json --inputs inputs.safetensors -o outputs.safetensors
+  qwix run model.int8 --inputs inputs.safetensors -o outputs.safetensors --backend xla:cpu --xla-kernels")]
 pub struct Run {
     /// A package that `qwix quantize` wrote, or a model (then with --params)
     #[arg(value_name = "DIR|MODEL.hlo.pb")]
@@ -377,6 +378,10 @@ pub struct Backend {
     /// what happens without this option, too
     #[arg(long, value_name = "COUNT")]
     pub xla_devices: Option<NonZeroUsize>,
+    /// Let XLA on a CPU call the native engine's kernels for products with int8, int4 and other quantized weights, which
+    /// are faster than its own code. What has no kernel is lowered to plain HLO, with a warning that counts it
+    #[arg(long)]
+    pub xla_kernels: bool,
 }
 
 fn precision(name: &str) -> Result<Precision, String> {

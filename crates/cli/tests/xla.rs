@@ -165,4 +165,44 @@ fn what_is_no_plugin_is_an_error() {
     let ran = qwix(args);
     assert_eq!(ran.status, 1);
     assert!(ran.stderr.contains("--xla-cache is for --backend xla"), "{}", ran.stderr);
+    for backend in ["cpu", "reference"] {
+        let args = ["run", &int8, "--inputs", &inputs, "-o", &none, "--backend", backend, "--xla-kernels"];
+        let ran = qwix(args);
+        assert_eq!(ran.status, 1);
+        assert!(ran.stderr.contains("--xla-kernels is for --backend xla"), "{}", ran.stderr);
+    }
+}
+
+#[test]
+fn kernels_are_called_and_what_has_none_is_said() {
+    let Some(plugin) = plugin() else { return };
+    let folder = Folder::new();
+    let (model, params, inputs) =
+        (digits("model.hlo.pb"), digits("params.safetensors"), digits("images.safetensors"));
+    let (int8, cache) = (folder.quantize("int8", INT8), folder.path("cache"));
+    let run = |out: &str, more: &[&str]| {
+        let out = folder.path(out);
+        let ran = with(&plugin, &[&["run", &int8, "--inputs", &inputs, "-o", &out], more].concat());
+        assert_eq!(ran.status, 0, "{}", ran.stderr);
+        (output(&out), ran.stderr)
+    };
+    let on_xla = ["--backend", "xla:cpu", "--xla-cache", &cache];
+    let (native, _) = run("native", &[]);
+    let (plain, said) = run("plain", &on_xla);
+    assert!(!said.contains("warning"), "{said}");
+    // The second time the program comes from the cache; there it stands beside the plain one.
+    for again in ["first", "second"] {
+        let (kernels, said) = run(again, &[&on_xla[..], &["--xla-kernels"]].concat());
+        assert!(said.contains("have no kernel"), "{said}");
+        assert_eq!(std::fs::read_dir(&cache).unwrap().count(), 2);
+        for other in [&native, &plain] {
+            // A last bit decides on which side of a tie an activation falls.
+            let decibels = sqnr(other, &kernels).unwrap();
+            assert!(decibels > 50.0, "{decibels} dB");
+        }
+    }
+    let args = ["compare", &model, "--params", &params, &int8, "--inputs", &inputs];
+    let ran = with(&plugin, &[&args[..], &["--backend", "xla", "--xla-kernels"]].concat());
+    assert_eq!(ran.status, 0, "{}", ran.stderr);
+    assert!(ran.stdout.contains("Dense_1"), "{}", ran.stdout);
 }

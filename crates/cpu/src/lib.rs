@@ -9,6 +9,7 @@
 mod backend;
 mod buffers;
 mod fuse;
+pub mod kernels;
 mod parallel;
 mod plan;
 mod steps;

@@ -92,12 +92,18 @@ pub(crate) struct HloInstructionProto {
     pub feature_group_count: i64,
     #[prost(message, optional, tag = "51")]
     pub precision_config: Option<PrecisionConfig>,
+    #[prost(bool, tag = "56")]
+    pub constrain_layout: bool,
+    #[prost(message, repeated, tag = "57")]
+    pub operand_shapes_with_layout: Vec<ShapeProto>,
     #[prost(int64, tag = "58")]
     pub batch_group_count: i64,
     #[prost(bool, tag = "60")]
     pub is_stable: bool,
     #[prost(string, tag = "63")]
     pub comparison_direction: String,
+    #[prost(bool, tag = "65")]
+    pub custom_call_has_side_effect: bool,
     #[prost(bool, tag = "67")]
     pub indices_are_sorted: bool,
     #[prost(message, optional, tag = "68")]
@@ -108,6 +114,11 @@ pub(crate) struct HloInstructionProto {
     pub rng_algorithm: i32,
     #[prost(string, tag = "72")]
     pub comparison_type: String,
+    /// `OutputOperandAliasing`s, of which only the presence matters here.
+    #[prost(bytes = "vec", repeated, tag = "74")]
+    pub output_operand_aliasing: Vec<Vec<u8>>,
+    #[prost(int32, tag = "76")]
+    pub custom_call_schedule: i32,
     /// `CustomCallApiVersion`.
     #[prost(int32, tag = "77")]
     pub custom_call_api_version: i32,
@@ -121,6 +132,9 @@ pub(crate) struct HloInstructionProto {
     #[prost(bytes = "vec", repeated, tag = "86")]
     pub dot_sparsity: Vec<Vec<u8>>,
 }
+
+/// `CustomCallApiVersion.API_VERSION_TYPED_FFI`.
+pub(crate) const TYPED_FFI: i32 = 4;
 
 /// The fields of an `HloInstructionProto` that say how instructions hang together.
 #[derive(Clone, PartialEq, prost::Message)]

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use common::modules;
 use qwix_array::{Array, DType};
-use qwix_graph::{Computation, Graph, GraphBuilder, Op, Type};
+use qwix_graph::text::TextOptions;
+use qwix_graph::{Computation, CustomCall, Graph, GraphBuilder, Op, Type};
 
 mod common;
 
@@ -129,4 +130,33 @@ fn signatures_come_back() {
     }
     let back = Graph::from_hlo_proto(&graph.to_hlo_proto().unwrap()).unwrap();
     assert_eq!(signature(&back), signature(&graph));
+}
+
+#[test]
+fn typed_calls_come_back_and_others_are_refused() {
+    let call = |typed, called: &[&str]| {
+        let mut builder = GraphBuilder::new("calls");
+        let x = builder.input("x", Type::array(DType::F32, [2, 3])).unwrap();
+        let y = builder.input("y", Type::array(DType::U8, [5])).unwrap();
+        let call = CustomCall {
+            target: "some.kernel".to_owned(),
+            config: b"{rows = 2 : i64}".to_vec(),
+            called: called.iter().map(|name| (*name).to_owned()).collect(),
+            typed,
+        };
+        let root = builder.add_as(Op::CustomCall(call), &[x, y], Type::array(DType::F32, [3])).unwrap();
+        builder.finish(root).unwrap()
+    };
+    let typed = call(true, &[]);
+    let written = typed.to_hlo_proto().unwrap();
+    let back = Graph::from_hlo_proto(&written).unwrap();
+    let root = |graph: &Graph| graph.entry.node(graph.entry.root).op.clone();
+    assert_eq!(root(&back), root(&typed));
+    assert_eq!(back.to_hlo_proto().unwrap(), written);
+    let text = Graph::from_text(&typed.to_text(TextOptions::default())).unwrap();
+    assert_eq!(root(&text), root(&typed));
+    for graph in [call(false, &[]), call(true, &["f"])] {
+        let error = graph.to_hlo_proto().unwrap_err().to_string();
+        assert!(error.contains("not all of it is kept"), "{error}");
+    }
 }

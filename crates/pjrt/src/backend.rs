@@ -8,8 +8,9 @@ use qwix_graph::passes::without_shardings;
 use qwix_graph::{Graph, Precision};
 
 use crate::cache::{Cache, Origin};
+use crate::kernels::{Kernels, Replaced};
 use crate::loader::{Compiling, XlaLoader};
-use crate::lower::{is_gpu, lower};
+use crate::lower::is_gpu;
 use crate::spread::{Placed, Placement};
 use crate::{
     Argument, Client, CompileOptions, Device, Executable, OptionValue, PjrtError, Plugin, Program, Result,
@@ -37,6 +38,7 @@ pub struct XlaBackend {
     options: CompileOptions,
     precision: Precision,
     cache: Option<Cache>,
+    kernels: Option<Arc<dyn Kernels>>,
     note: Arc<dyn Fn(&str) + Send + Sync>,
 }
 
@@ -78,6 +80,7 @@ impl XlaBackend {
             options,
             precision: Precision::Highest,
             cache: None,
+            kernels: None,
             note: Arc::new(|_| {}),
         })
     }
@@ -104,9 +107,49 @@ impl XlaBackend {
         self
     }
 
+    /// Lets programs call kernels of ours for the products that have one, in place of XLA's own code. `note` is told how
+    /// many products of a graph have none, and why; and when the plugin cannot call any, in which case programs are as
+    /// they would be without.
+    pub fn with_kernels(
+        mut self,
+        kernels: impl Kernels + 'static,
+        note: impl Fn(&str) + Send + Sync + 'static,
+    ) -> Self {
+        self.note = Arc::new(note);
+        let platform = self.client.platform_name();
+        let plugin = self.client.plugin();
+        let registered = match platform {
+            "cpu" => {
+                kernels.handlers().iter().try_for_each(|h| plugin.register(h)).map_err(|e| e.to_string())
+            }
+            _ => Err(format!("they run on CPUs, not on {platform}")),
+        };
+        match registered {
+            Ok(()) => self.kernels = Some(Arc::new(kernels)),
+            Err(reason) => (self.note)(&format!("no kernel is used, all is lowered to plain HLO: {reason}")),
+        }
+        self
+    }
+
     /// The client.
     pub fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// The graph with calls of kernels, where there are any for it.
+    fn replaced(&self, graph: &Graph) -> Result<Replaced, EvalError> {
+        let Some(kernels) = &self.kernels else { return Ok(Replaced::nothing(graph)) };
+        if let Some(devices) = graph.device_count()? {
+            (self.note)(&format!(
+                "no kernel is used, all is lowered to plain HLO: the model is spread over {devices} devices"
+            ));
+            return Ok(Replaced::nothing(graph));
+        }
+        let replaced = Replaced::new(graph, kernels)?;
+        if let Some(note) = replaced.note() {
+            (self.note)(note);
+        }
+        Ok(replaced)
     }
 
     /// As [`Backend::load`], with the loader's own type.
@@ -114,11 +157,12 @@ impl XlaBackend {
     /// # Errors
     /// As [`Backend::load`].
     pub fn loader(&self, graph: &Graph) -> Result<XlaLoader, EvalError> {
-        let platform = self.client.platform_name();
-        let lowered = match self.devices {
-            Some(1) => lower(&without_shardings(graph), platform, self.precision)?,
-            Some(_) | None => lower(graph, platform, self.precision)?,
+        let graph = &match self.devices {
+            Some(1) => without_shardings(graph),
+            Some(_) | None => graph.clone(),
         };
+        let replaced = self.replaced(graph)?;
+        let lowered = replaced.lower(self.client.platform_name(), self.precision)?;
         let program = Program::new(&lowered)?;
         let (client, devices) = self.devices_for(program.devices())?;
         let mut options = CompileOptions { partitions: devices.len(), ..self.options.clone() };
@@ -130,6 +174,7 @@ impl XlaBackend {
             graph: graph.clone(),
             variables: Variables::of(graph),
             placement: Placement { client, devices, spread: program.spread.clone() },
+            loads: replaced.loads(graph),
             compiling: Compiling::start(move || backend.compile_program(&program))?,
         })
     }

@@ -18,6 +18,7 @@ mod executable;
 mod ffi;
 mod gpu;
 mod install;
+pub mod kernels;
 mod loader;
 mod lower;
 mod nvidia;

@@ -2,9 +2,11 @@
 
 use std::thread::{self, JoinHandle};
 
+use qwix_array::Array;
 use qwix_eval::{EvalError, Loader, Value, Variables};
-use qwix_graph::{Graph, Parameter, Path, Role, Type};
+use qwix_graph::{Graph, Path};
 
+use crate::kernels::Loads;
 use crate::spread::{Placed, Placement};
 use crate::{Executable, PjrtError, Result, XlaExecutable};
 
@@ -13,6 +15,7 @@ pub struct XlaLoader {
     pub(crate) graph: Graph,
     pub(crate) placement: Placement,
     pub(crate) variables: Variables<Vec<Placed>>,
+    pub(crate) loads: Loads,
     pub(crate) compiling: Compiling,
 }
 
@@ -22,7 +25,7 @@ impl XlaLoader {
     /// # Errors
     /// As [`Loader::finish`].
     pub fn done(self) -> Result<XlaExecutable, EvalError> {
-        let XlaLoader { graph, placement, variables, compiling } = self;
+        let XlaLoader { graph, placement, variables, compiling, .. } = self;
         let variables = variables.finish()?;
         let executable = compiling.wait()?;
         Ok(XlaExecutable { graph, placement, executable, variables: flat(variables) })
@@ -33,8 +36,11 @@ impl Loader for XlaLoader {
     fn put(&mut self, path: &Path, value: Value) -> Result<(), EvalError> {
         // What cannot be compiled is not filled.
         self.compiling.check()?;
-        let (placement, first) = (&self.placement, first_number(&self.graph, path));
-        self.variables.put(path, value, |value| upload(placement, first, value))
+        let (placement, loads) = (&self.placement, &self.loads);
+        self.variables.put(path, value, |value| {
+            let (first, parts) = loads.parts(path, value)?;
+            upload(placement, first, parts)
+        })
     }
 
     fn finish(self: Box<Self>) -> Result<Box<dyn qwix_eval::Executable>, EvalError> {
@@ -42,33 +48,9 @@ impl Loader for XlaLoader {
     }
 }
 
-/// The number that a variable's first part has among the lowered graph's parameters.
-fn first_number(graph: &Graph, path: &Path) -> usize {
-    let parts = |parameter: &Parameter| match &parameter.ty {
-        Type::QArray(q) => 2 + usize::from(q.has_zero_point()),
-        Type::Array(_) | Type::Tuple(_) | Type::Token | Type::Opaque(_) => 1,
-    };
-    let is_it = |p: &&Parameter| p.role == Role::Variable && p.path == *path;
-    graph.parameters.iter().take_while(|p| !is_it(p)).map(parts).sum()
-}
-
 /// Puts a variable on the devices, a buffer for each parameter that it is in the lowered graph, from number `first` on;
 /// each part is dropped once it is there.
-fn upload(placement: &Placement, first: usize, value: Value) -> Result<Vec<Placed>, EvalError> {
-    let parts = match value {
-        Value::Array(array) => vec![array],
-        Value::QArray(q) => {
-            let parts = [Some(q.qvalue()), Some(q.scale()), q.zero_point()];
-            parts.into_iter().flatten().cloned().collect()
-        }
-        tuple @ Value::Tuple(_) => {
-            return Err(EvalError::WrongType {
-                what: "a parameter".to_owned(),
-                expected: "an array".to_owned(),
-                found: tuple.describe(),
-            });
-        }
-    };
+fn upload(placement: &Placement, first: usize, parts: Vec<Array>) -> Result<Vec<Placed>, EvalError> {
     let uploaded = (first..).zip(parts).map(|(number, part)| placement.upload(number, &part));
     Ok(uploaded.collect::<Result<_>>()?)
 }

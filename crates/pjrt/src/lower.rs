@@ -22,7 +22,11 @@ use crate::gpu;
 /// # Errors
 /// When the graph cannot be lowered.
 pub fn lower(graph: &Graph, platform: &str, precision: Precision) -> Result<Graph, GraphError> {
-    let mut graph = lower_quant(graph)?;
+    finish(lower_quant(graph)?, platform, precision)
+}
+
+/// What [`lower`] does once quantized types are gone.
+pub(crate) fn finish(mut graph: Graph, platform: &str, precision: Precision) -> Result<Graph, GraphError> {
     let sharded = graph.device_count()?.is_some();
     if !sharded {
         graph = without_shardings(&graph);

@@ -1,9 +1,10 @@
 //! A loaded plugin.
 
+use std::any::TypeId;
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::ffi::{self, Api, ApiVersion, Arguments, FIRST_SLOT, RawError};
 use crate::{Code, PjrtError, Result, nvidia};
@@ -24,6 +25,8 @@ struct Inner {
     api: *const Api,
     version: (i32, i32),
     attributes: Vec<(String, Attribute)>,
+    /// The kernels that it was told of, by target.
+    handlers: Mutex<Vec<(&'static str, TypeId)>>,
 }
 
 // SAFETY: what keeps `Inner` from being `Send` and `Sync` is the table, which nobody writes once the plugin has been
@@ -100,7 +103,7 @@ impl Plugin {
         }
         // SAFETY: the pointer is to a table of static lifetime that begins as `Api` does.
         let version = unsafe { check(&path, api)? };
-        let mut plugin = Inner { path, api, version, attributes: Vec::new() };
+        let mut plugin = Inner { path, api, version, attributes: Vec::new(), handlers: Mutex::default() };
         // SAFETY: no pointers in the arguments.
         unsafe { plugin.call(&mut ffi::PluginInitialize::new())? };
         plugin.attributes = plugin.read_attributes()?;
@@ -129,6 +132,22 @@ impl Plugin {
     pub(crate) unsafe fn call<A: Arguments>(&self, arguments: &mut A) -> Result<()> {
         // SAFETY: as above.
         unsafe { self.inner.call(arguments) }
+    }
+
+    /// What the table is extended by: a list, null when it is empty.
+    pub(crate) fn extensions(&self) -> *const c_void {
+        // SAFETY: the table is the plugin's, and reaches beyond this field (`check`).
+        unsafe { (*self.inner.api).extension_start }
+    }
+
+    /// The kernels that it was told of, by target, for one caller at a time.
+    pub(crate) fn handlers(&self) -> MutexGuard<'_, Vec<(&'static str, TypeId)>> {
+        self.inner.handlers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes an error of what a function of an extension returned.
+    pub(crate) fn done(&self, function: &'static str, error: *mut RawError) -> Result<()> {
+        if error.is_null() { Ok(()) } else { Err(self.inner.error(function, error)) }
     }
 }
 
@@ -381,6 +400,7 @@ mod tests {
             api: std::ptr::from_ref(table).cast(),
             version: (0, OLDEST),
             attributes: Vec::new(),
+            handlers: Mutex::default(),
         };
         let null = plugin.function::<ffi::PluginInitialize>().err();
         let beyond = plugin.function::<ffi::BufferToHostBuffer>().err();

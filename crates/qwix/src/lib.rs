@@ -27,7 +27,7 @@
 //! | quantize while a checkpoint is read | [`quantize_checkpoint`], [`quantize_online`] |
 //! | read weights that were quantized elsewhere (GPTQ, AWQ, compressed-tensors, FP8, MXFP4, NVFP4) | [`Prequantized`], [`process_prequantized_params`], [`restore_quantization_rules`] |
 //! | calibrate static ranges | [`QtProvider`], [`calibrate()`], [`CalibrationData`], [`read_stats`], [`write_stats`] |
-//! | run | [`Model::compile`], [`CpuBackend`], [`XlaBackend`], [`ReferenceBackend`] |
+//! | run | [`Model::compile`], [`CpuBackend`], [`XlaBackend`] (with [`NativeKernels`]), [`ReferenceBackend`] |
 //! | keep a quantized model on disk | [`PackageWriter`], [`Package`] |
 //! | see what quantizing did to each parameter | [`ReportBuilder`], [`Report`] |
 
@@ -46,6 +46,7 @@ mod report;
 mod rules;
 mod streaming;
 mod tensors;
+mod xla_kernels;
 
 pub use backends::{backend, backend_names, check_backend_name, xla_backend};
 pub use calibration::{CalibrationData, read_stats, write_stats};
@@ -79,3 +80,4 @@ pub use streaming::{
     Loaded, Loading, Made, Online, ParamReader, Progress, quantize_checkpoint, quantize_online,
 };
 pub use tensors::{TensorFile, TensorWriter, narrowed, widened, write_tensors};
+pub use xla_kernels::NativeKernels;

@@ -18,7 +18,7 @@ pub use convert::{
     decode_bytes, decode_nibbles, f32_to_bf16, f32_to_f16, round_to_bf16, round_to_f16, widen_bf16, widen_f16,
 };
 pub use gemm::{MatMut, MatRef, gemm_f32};
-pub use qgemm::{Kernel, PANEL, PackedB, Rows, Workspace, best, kernels, multiply};
+pub use qgemm::{Kernel, PANEL, Packed, PackedB, Rows, Workspace, best, kernels, multiply};
 pub use quantize::{
     absmax_f32, absmax_rows_f32, axpy_i32, minmax_f32, multiply_add_f32, multiply_add_i8, multiply_f32,
     quantize_columns_i8, quantize_i8, rescale_i32, widen_i8,

@@ -1,8 +1,8 @@
 //! The backend of a command line.
 
 use anyhow::{Result, bail};
-use qwix::Backend;
 use qwix::pjrt::Cache;
+use qwix::{Backend, NativeKernels};
 
 use crate::args;
 use crate::output;
@@ -12,6 +12,7 @@ pub fn backend(args: &args::Backend) -> Result<Box<dyn Backend>> {
         ("--xla-cache", args.xla_cache.is_some()),
         ("--xla-precision", args.xla_precision.is_some()),
         ("--xla-devices", args.xla_devices.is_some()),
+        ("--xla-kernels", args.xla_kernels),
     ];
     let Some((option, _)) = for_xla.iter().find(|(_, given)| *given) else {
         return Ok(qwix::backend(&args.name)?);
@@ -29,6 +30,9 @@ pub fn backend(args: &args::Backend) -> Result<Box<dyn Backend>> {
     }
     if let Some(devices) = args.xla_devices {
         backend = backend.with_devices(devices.get());
+    }
+    if args.xla_kernels {
+        backend = backend.with_kernels(NativeKernels, output::warning);
     }
     Ok(Box::new(backend))
 }

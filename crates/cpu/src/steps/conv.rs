@@ -450,7 +450,7 @@ impl Step for IntegerConvolution {
                     &patches[..]
                 };
                 let Some(left) = Rows::new(left, rows, depth, depth) else { return };
-                let panels = &kernel.panels[group];
+                let panels = kernel.panels[group].view();
                 multiply(mac, left, panels, 0..outputs, &mut sums, &mut space);
                 for (sums, out) in sums.chunks_exact_mut(outputs).zip(out.chunks_exact_mut(width)) {
                     if z != 0 {

@@ -50,6 +50,21 @@ impl Side {
         Side { batch: view, free: contracted as isize, contracted: 1 }
     }
 
+    /// A side whose matrices lie so far apart, by its strides along the free and the contracted axes.
+    pub(crate) fn strided(batch: usize, between: usize, free: usize, contracted: usize) -> Self {
+        let view = View { offset: 0, axes: vec![(batch, between as isize)] };
+        Side { batch: view, free: free as isize, contracted: contracted as isize }
+    }
+
+    /// How far apart the matrices lie, when it is always as far.
+    pub(crate) fn batch_stride(&self) -> Option<usize> {
+        match self.batch.merged().axes[..] {
+            [] => Some(0),
+            [(_, stride)] => usize::try_from(stride).ok(),
+            _ => None,
+        }
+    }
+
     /// The stride along the free axes.
     pub(crate) fn free(&self) -> isize {
         self.free

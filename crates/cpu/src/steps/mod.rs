@@ -2,20 +2,21 @@
 
 mod control;
 mod conv;
-mod dot;
+pub(crate) mod dot;
 mod fused;
 mod indexing;
+pub(crate) mod integers;
 mod moves;
 mod parts;
-mod qdot;
+pub(crate) mod qdot;
 mod quantize;
 mod quantize_static;
 mod reduce;
 mod reference;
-mod scales;
+pub(crate) mod scales;
 mod scatter;
 mod sort;
-mod weights;
+pub(crate) mod weights;
 mod wide;
 mod window;
 mod window_general;

@@ -7,10 +7,11 @@ use qwix_array::{Array, DType};
 use qwix_eval::{EvalError, Value};
 use qwix_graph::{DotDims, NodeId, Op, Type};
 use qwix_quant::{DotPlan, OperandInfo, QArray, QuantizedDot, QuantizedInfo, SidePlan, dot_plan};
-use qwix_simd::{MatMut, PackedB, Rows, Workspace, best, multiply};
+use qwix_simd::{Packed, PackedB, Rows, Workspace, best, multiply};
 
 use crate::plan::{Context, Planned, Planning, Step};
 use crate::steps::dot::{FloatSide, Side, Sizes, axes, from_f32, product, run_tasks, sizes};
+use crate::steps::integers::{self, Integers, Left};
 use crate::steps::moves::copy_walk;
 use crate::steps::scales::{Rounding, dense_scales, dense_zero_points, put};
 use crate::steps::weights::Weight;
@@ -90,7 +91,7 @@ pub(crate) fn is_byte(dtype: DType) -> bool {
 }
 
 /// One side's bytes: as they lie, or copied in the order batch, free, contracted.
-struct ByteSide {
+pub(crate) struct ByteSide {
     side: Option<Side>,
     order: View,
     dense: Side,
@@ -98,7 +99,12 @@ struct ByteSide {
 
 impl ByteSide {
     /// `rows`: whether values of a row must lie together.
-    fn new(shape: &[usize], own: &Axes<'_>, sizes: (usize, usize, usize), rows: bool) -> Option<Self> {
+    pub(crate) fn new(
+        shape: &[usize],
+        own: &Axes<'_>,
+        sizes: (usize, usize, usize),
+        rows: bool,
+    ) -> Option<Self> {
         let free = axes(shape.len(), own.batch, own.contracted);
         let order: Vec<usize> = own.batch.iter().chain(&free).chain(own.contracted).copied().collect();
         let view = View::dense(shape);
@@ -176,7 +182,7 @@ fn product_axes(plan: &QuantizedDot) -> (Vec<usize>, Vec<usize>) {
     (left, right)
 }
 
-fn pack(array: &Array, side: &ByteSide, sizes: Sizes) -> Result<Vec<PackedB>, EvalError> {
+pub(crate) fn pack(array: &Array, side: &ByteSide, sizes: Sizes) -> Result<Vec<PackedB>, EvalError> {
     let (values, side) = side.read(array)?;
     side.starts(sizes.batch)
         .into_iter()
@@ -242,7 +248,6 @@ impl Step for IntegerDot {
     fn run(&self, operands: Vec<Value>, context: &Context<'_>) -> Result<Value, EvalError> {
         let left = operands.first().ok_or_else(|| fail("an operand is missing"))?;
         check(left, &self.lhs)?;
-        let Sizes { batch, rows, depth, columns } = self.sizes;
         let packed;
         let (panels, right_scales, right_zero_points) = match &self.right {
             Right::Fixed { panels, scales, zero_points } => {
@@ -258,74 +263,27 @@ impl Step for IntegerDot {
         };
         let (values, side) = self.lhs_side.read(stored(left)?)?;
         let (left_scales, left_zero_points) = left_scales(&self.plan, self.sizes, left)?;
-        let starts = side.starts(batch);
-        // Correcting for a right zero point takes the sums of the left rows.
-        let row_sums = right_zero_points.as_ref().map(|_| {
-            let mut sums = Vec::with_capacity(batch * rows);
-            for &start in &starts {
-                for row in 0..rows {
-                    let at = start + row * side.free() as usize;
-                    sums.push(values[at..at + depth].iter().fold(0i32, |s, &v| s.wrapping_add(v.into())));
-                }
-            }
-            sums
-        });
-
-        let outer = batch / self.tiles.max(1);
+        let starts = side.starts(self.sizes.batch);
+        let panels: Vec<Packed<'_>> = panels.iter().map(PackedB::view).collect();
+        let integers = Integers {
+            left: Left {
+                values: &values,
+                starts: &starts,
+                stride: side.free() as usize,
+                scales: &left_scales,
+                zero_points: left_zero_points.as_deref(),
+            },
+            right: integers::Right {
+                panels: &panels,
+                scales: &right_scales,
+                zero_points: right_zero_points.as_deref(),
+            },
+            sizes: self.sizes,
+            tiles: self.tiles,
+            rounding: self.rounding,
+        };
         let mut out = context.buffers.for_array(DType::F32, &self.plan.shape)?;
-        out.values_mut::<f32>().fill(0.0);
-        if outer * rows * columns == 0 || self.tiles == 0 {
-            return Ok(Value::Array(from_f32(out, self.dtype, &self.plan.shape, context)?));
-        }
-        let (row_piece, column_piece) = pieces(self.sizes);
-        let mut tasks = Vec::new();
-        for (o, out) in out.values_mut::<f32>().chunks_exact_mut(rows * columns).enumerate() {
-            let mut rest =
-                MatMut::new(out, rows, columns).ok_or_else(|| fail("the output has another size"))?;
-            let mut row = 0;
-            while rest.rows() > 0 {
-                let (mut band, below) = rest.split_rows(row_piece);
-                rest = below;
-                let mut column = 0;
-                while band.cols() > 0 {
-                    let (tile, beyond) = band.split_columns(column_piece);
-                    band = beyond;
-                    tasks.push((o, row, column, tile));
-                    column += column_piece;
-                }
-                row += row_piece;
-            }
-        }
-        let kernel = best();
-        run_tasks(tasks, self.sizes, |(o, row, column, mut tile)| {
-            let (count, width) = (tile.rows(), tile.cols());
-            let mut sums = vec![0i32; count * width];
-            let (mut space, mut spare) = (Workspace::default(), Vec::new());
-            for t in 0..self.tiles {
-                let b = o * self.tiles + t;
-                let at = starts[b] + row * side.free() as usize;
-                let left = values.get(at..).unwrap_or_default();
-                let Some(left) = Rows::new(left, count, depth, side.free() as usize) else { continue };
-                multiply(kernel, left, &panels[b], column..column + width, &mut sums, &mut space);
-                for (r, sums) in sums.chunks_exact_mut(width).enumerate() {
-                    if let Some(z) = &left_zero_points {
-                        let z = z[b * rows + row + r];
-                        for (sum, &column_sum) in sums.iter_mut().zip(&panels[b].column_sums()[column..]) {
-                            *sum = sum.wrapping_sub(z.wrapping_mul(column_sum));
-                        }
-                    }
-                    if let (Some(z), Some(row_sums)) = (&right_zero_points, &row_sums) {
-                        let row_sum = row_sums[b * rows + row + r];
-                        for (sum, &z) in sums.iter_mut().zip(&z[b * columns + column..]) {
-                            *sum = sum.wrapping_sub(z.wrapping_mul(row_sum));
-                        }
-                    }
-                    let right = &right_scales[b * columns + column..][..width];
-                    let scale = left_scales[b * rows + row + r];
-                    self.rounding.integers(sums, scale, right, t > 0, tile.row_mut(r), &mut spare);
-                }
-            }
-        });
+        integers.multiply(out.values_mut())?;
         finish(out, self.result, self.dtype, &self.plan.shape, context)
     }
 }
@@ -340,25 +298,6 @@ fn finish(
 ) -> Result<Value, EvalError> {
     crate::steps::scales::round(out.values_mut(), result);
     Ok(Value::Array(from_f32(out, dtype, shape, context)?))
-}
-
-/// Rows and columns of a task: about 2^23 multiplications, of columns in whole panels.
-fn pieces(sizes: Sizes) -> (usize, usize) {
-    const TASK: usize = 1 << 23;
-    let task = if sizes.rows < 8 { TASK >> 5 } else { TASK };
-    let (mut rows, mut columns) = (sizes.rows, sizes.columns.next_multiple_of(32));
-    while rows.saturating_mul(columns).saturating_mul(sizes.depth) > 2 * task || rows * columns > 1 << 15 {
-        if columns >= 2 * rows && columns > 64 {
-            columns = (columns / 2).next_multiple_of(32);
-        } else if rows > 48 {
-            rows = (rows / 2).next_multiple_of(12);
-        } else if columns > 64 {
-            columns = (columns / 2).next_multiple_of(32);
-        } else {
-            break;
-        }
-    }
-    (rows.max(1), columns.max(1))
 }
 
 /// Stored floats by stored numbers, multiplied in f32.
@@ -427,7 +366,8 @@ impl Step for WeightOnly {
         let Sizes { batch, rows, depth, .. } = self.sizes;
         let (values, side) = self.lhs.read(a, (batch, rows, depth))?;
         let mut out = context.buffers.for_array(DType::F32, &self.shape)?;
-        self.weight.multiply(&values, &side, self.sizes, out.values_mut())?;
+        let weight = self.weight.view().ok_or_else(|| fail("a weight's codes have no table"))?;
+        weight.multiply(&values, &side, self.sizes, out.values_mut())?;
         finish(out, self.result, self.dtype, &self.shape, context)
     }
 }
@@ -466,7 +406,7 @@ impl Step for Dequantized {
 }
 
 /// The axes of one side.
-struct Axes<'a> {
+pub(crate) struct Axes<'a> {
     batch: &'a [usize],
     contracted: &'a [usize],
 }
@@ -475,7 +415,7 @@ fn left_axes(dims: &DotDims) -> Axes<'_> {
     Axes { batch: &dims.lhs_batch, contracted: &dims.lhs_contracting }
 }
 
-fn right_axes(dims: &DotDims) -> Axes<'_> {
+pub(crate) fn right_axes(dims: &DotDims) -> Axes<'_> {
     Axes { batch: &dims.rhs_batch, contracted: &dims.rhs_contracting }
 }
 
@@ -483,7 +423,7 @@ fn float_side(shape: &[usize], axes: Axes<'_>) -> Option<FloatSide> {
     FloatSide::new(&View::dense(shape), axes.batch, axes.contracted)
 }
 
-fn in_place(shape: &[usize], own: &Axes<'_>) -> Option<Side> {
+pub(crate) fn in_place(shape: &[usize], own: &Axes<'_>) -> Option<Side> {
     let free = axes(shape.len(), own.batch, own.contracted);
     Side::new(&View::dense(shape), own.batch, &free, own.contracted)
 }
@@ -619,7 +559,7 @@ fn dequantize_first(
 }
 
 /// Batch, contracted and free axes of the right side.
-fn right_axes_of(dims: &DotDims, rank: usize) -> [Vec<usize>; 3] {
+pub(crate) fn right_axes_of(dims: &DotDims, rank: usize) -> [Vec<usize>; 3] {
     [dims.rhs_batch.clone(), dims.rhs_contracting.clone(), axes(rank, &dims.rhs_batch, &dims.rhs_contracting)]
 }
 
@@ -671,7 +611,7 @@ impl Step for PlainIntegers {
             let count = out.len() / columns;
             let left = left.get(starts[b] + row * stride..).unwrap_or_default();
             if let Some(left) = Rows::new(left, count, depth, stride) {
-                multiply(kernel, left, &panels[b], 0..columns, out, &mut Workspace::default());
+                multiply(kernel, left, panels[b].view(), 0..columns, out, &mut Workspace::default());
             }
         });
         Ok(Value::Array(out.into_array(DType::S32, &self.shape)?))

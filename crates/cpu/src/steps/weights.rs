@@ -18,26 +18,54 @@ const DEPTH: usize = 512;
 const COLUMNS: usize = 128;
 
 /// How codes become numbers.
-enum Codes {
+#[derive(Clone, Copy)]
+pub(crate) enum Codes<'a> {
     /// Signed bytes, which are their own numbers.
-    Bytes(Array),
+    Bytes(&'a [u8]),
     /// A byte a code, by a table.
-    Table(Array, Box<[f32; 256]>),
+    Table(&'a [u8], &'a [f32; 256]),
     /// Two codes a byte, by a table.
-    Nibbles(Array, [f32; 16]),
+    Nibbles(&'a [u8], &'a [f32; 16]),
 }
 
 /// The right side of a product, dequantized in panels. The result is that of dequantizing first.
-pub(crate) struct Weight {
-    codes: Codes,
-    side: Side,
+#[derive(Clone, Copy)]
+pub(crate) struct Codebook<'a> {
+    pub(crate) codes: Codes<'a>,
+    pub(crate) side: &'a Side,
     /// A scale for each batch entry, group and column; and zero points like it.
-    scales: Vec<f32>,
-    zero_points: Option<Vec<f32>>,
-    groups: usize,
+    pub(crate) scales: &'a [f32],
+    pub(crate) zero_points: Option<&'a [f32]>,
     /// The group of each row.
-    group: Vec<u32>,
+    pub(crate) group: &'a [u32],
+    /// How many groups there are.
+    pub(crate) groups: usize,
+    pub(crate) dtype: DType,
+}
+
+/// A quantized weight, ready to be dequantized in panels.
+pub(crate) struct Weight {
+    /// As they are stored.
+    pub(crate) codes: Array,
+    /// The number of each code; none where codes are their own numbers.
+    pub(crate) table: Vec<f32>,
+    pub(crate) side: Side,
+    pub(crate) scales: Vec<f32>,
+    pub(crate) zero_points: Option<Vec<f32>>,
+    pub(crate) group: Vec<u32>,
+    pub(crate) groups: usize,
     dtype: DType,
+}
+
+impl<'a> Codes<'a> {
+    /// Bytes of codes and the table that they need; `None` when it has not an entry for each code of some width.
+    pub(crate) fn new(bytes: &'a [u8], table: &'a [f32]) -> Option<Self> {
+        match table.len() {
+            0 => Some(Codes::Bytes(bytes)),
+            16 => Some(Codes::Nibbles(bytes, table.try_into().ok()?)),
+            _ => Some(Codes::Table(bytes, table.try_into().ok()?)),
+        }
+    }
 }
 
 /// Some rows and columns of one batch entry.
@@ -88,19 +116,13 @@ impl Weight {
             }
         };
         let codes = match (qtype.storage.bits(), qtype.codec) {
-            (8, Codec::Int { .. }) => Codes::Bytes(qvalue.clone()),
-            (8, _) => {
-                let mut table: [f32; 256] = std::array::from_fn(|code| number(code as u8));
-                round(&mut table, q.dtype());
-                Codes::Table(qvalue.clone(), Box::new(table))
-            }
-            (4, _) => {
-                let mut table: [f32; 16] = std::array::from_fn(|code| number(code as u8));
-                round(&mut table, q.dtype());
-                Codes::Nibbles(qvalue.clone(), table)
-            }
+            (8, Codec::Int { .. }) => 0,
+            (8, _) => 256,
+            (4, _) => 16,
             _ => return None,
         };
+        let mut table: Vec<f32> = (0..codes).map(|code| number(code as u8)).collect();
+        round(&mut table, q.dtype());
         let scale = q.scale();
         if q.zero_point().is_some_and(|z| z.shape() != scale.shape()) {
             return None;
@@ -121,30 +143,44 @@ impl Weight {
             })
             .collect();
         Some(Weight {
-            codes,
+            codes: qvalue.clone(),
+            table,
             side,
             scales: by_group(scale, q.shape(), axes)?,
             zero_points: match q.zero_point() {
                 Some(z) => Some(by_group(&z.convert(DType::F32), q.shape(), axes)?),
                 None => None,
             },
-            groups,
             group,
+            groups,
             dtype: q.dtype(),
         })
     }
 
+    /// What is multiplied by.
+    pub(crate) fn view(&self) -> Option<Codebook<'_>> {
+        Some(Codebook {
+            codes: Codes::new(self.codes.bytes(), &self.table)?,
+            side: &self.side,
+            scales: &self.scales,
+            zero_points: self.zero_points.as_deref(),
+            group: &self.group,
+            groups: self.groups,
+            dtype: self.dtype,
+        })
+    }
+}
+
+impl Codebook<'_> {
     /// Numbers of `out.len()` codes that lie together from element `at` on.
     fn decode(&self, at: usize, out: &mut [f32]) {
-        match &self.codes {
-            Codes::Bytes(array) => {
-                widen_i8(bytemuck::cast_slice(array.bytes().get(at..).unwrap_or_default()), out);
+        match self.codes {
+            Codes::Bytes(bytes) => {
+                widen_i8(bytemuck::cast_slice(bytes.get(at..).unwrap_or_default()), out);
             }
-            Codes::Table(array, table) => {
-                decode_bytes(array.bytes().get(at..).unwrap_or_default(), table, out)
-            }
-            Codes::Nibbles(array, table) => {
-                let bytes = array.bytes().get(at / 2..).unwrap_or_default();
+            Codes::Table(bytes, table) => decode_bytes(bytes.get(at..).unwrap_or_default(), table, out),
+            Codes::Nibbles(bytes, table) => {
+                let bytes = bytes.get(at / 2..).unwrap_or_default();
                 if at.is_multiple_of(2) {
                     decode_nibbles(bytes, table, out);
                 } else if let (Some((first, rest)), Some((byte, bytes))) =

@@ -3,8 +3,8 @@
 use super::{literal, numbers};
 use crate::proto::{
     ConvolutionDimensionNumbers, DotDimensionNumbers, GatherDimensionNumbers, HloInstructionProto,
-    PaddingConfig, PaddingConfigDimension, PrecisionConfig, ScatterDimensionNumbers, SliceDimensions, Window,
-    WindowDimension,
+    PaddingConfig, PaddingConfigDimension, PrecisionConfig, ScatterDimensionNumbers, SliceDimensions,
+    TYPED_FFI, Window, WindowDimension,
 };
 use crate::{
     CompareOrder, ConvDims, DotDims, GatherDims, Op, PadDim, Precision, RngAlgorithm, ScatterDims, WindowDim,
@@ -123,6 +123,12 @@ pub(super) fn write_attributes(op: &Op, i: &mut HloInstructionProto) -> Result<(
             i.custom_call_target = sharding::TARGET.to_owned();
             i.backend_config = sharding::config_of(open);
             i.custom_call_api_version = sharding::API_VERSION;
+        }
+        Op::CustomCall(call) if call.typed && call.called.is_empty() => {
+            i.custom_call_target.clone_from(&call.target);
+            i.backend_config.clone_from(&call.config);
+            i.custom_call_api_version = TYPED_FFI;
+            i.constrain_layout = true;
         }
         Op::CustomCall(call) => {
             return Err(format!("a call of `{}` cannot be written: not all of it is kept", call.target));

@@ -51,7 +51,7 @@ impl Graph {
     ///
     /// # Errors
     /// When the graph does not verify, has a product that cannot be computed, or has something that was read and not
-    /// understood: an op or a type without a meaning here, or a custom call, of which not all attributes are kept.
+    /// understood: an op or a type without a meaning here, or a custom call of which not all attributes are kept.
     pub fn to_hlo_proto(&self) -> Result<Vec<u8>, ExportError> {
         self.verify()?;
         if !marks::is_marked(self) {
@@ -123,7 +123,7 @@ impl Writer {
         let id = self.computations.len() as i64 + 1;
         // XLA makes ids of a computation's and an instruction's number.
         let instruction_id = |index: usize| id << 32 | (index as i64 + 1);
-        let mut instructions = Vec::with_capacity(computation.nodes.len());
+        let mut instructions: Vec<HloInstructionProto> = Vec::with_capacity(computation.nodes.len());
         for (index, ((node, (op_name, name, marks)), called_ids)) in
             computation.nodes.iter().zip(names).zip(called_ids).enumerate()
         {
@@ -148,6 +148,10 @@ impl Writer {
                 ..HloInstructionProto::default()
             };
             instruction::write_attributes(&node.op, &mut instruction).map_err(wrong)?;
+            if instruction.constrain_layout {
+                let operands = node.operands.iter().filter_map(|operand| instructions.get(operand.index()));
+                instruction.operand_shapes_with_layout = operands.filter_map(|o| o.shape.clone()).collect();
+            }
             instructions.push(instruction);
         }
         let of = |index: usize| instructions.get(index).and_then(|instruction| instruction.shape.clone());

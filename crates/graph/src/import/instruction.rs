@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use super::literal;
-use super::shape::{one_an_axis, opaque_part, size, sizes};
+use super::shape::{is_row_major, one_an_axis, opaque_part, size, sizes};
 use crate::proto::{
     ConvolutionDimensionNumbers, GatherDimensionNumbers, HloInstructionProto, PrecisionConfig,
-    ScatterDimensionNumbers, Window,
+    ScatterDimensionNumbers, TYPED_FFI, Window,
 };
 use crate::{
     BinaryOp, CompareOrder, Comparison, Composite, Computation, ConvDims, CustomCall, DotDims, GatherDims,
@@ -218,6 +218,7 @@ pub(super) fn op_of(
                 op
             } else {
                 Op::CustomCall(CustomCall {
+                    typed: is_plain_typed_call(&i),
                     target: i.custom_call_target,
                     config: i.backend_config,
                     called: called_names,
@@ -241,6 +242,18 @@ pub(crate) fn carries_any_type(opcode: &str) -> bool {
             | "opt-barrier"
             | "custom-call"
     )
+}
+
+/// Whether a custom call says nothing that is not kept: see [`CustomCall::typed`].
+fn is_plain_typed_call(i: &HloInstructionProto) -> bool {
+    i.custom_call_api_version == TYPED_FFI
+        && !i.custom_call_has_side_effect
+        && i.output_operand_aliasing.is_empty()
+        && i.custom_call_schedule == 0
+        && i.called_computation_ids.is_empty()
+        && i.constrain_layout
+        && i.operand_shapes_with_layout.len() == i.operand_ids.len()
+        && i.operand_shapes_with_layout.iter().chain(&i.shape).all(is_row_major)
 }
 
 /// The op of a custom call that says something to a partitioner or a memory planner and leaves the value alone.

@@ -146,6 +146,18 @@ pub(super) fn unusual_layout(
     Ok(if order.iter().rev().copied().eq(0..rank) { None } else { Some(order) })
 }
 
+/// Whether all arrays of a type lie row-major, untiled.
+pub(super) fn is_row_major(shape: &ShapeProto) -> bool {
+    let lies = |layout: &LayoutProto| {
+        let rank = shape.dimensions.len() as i64;
+        layout.tiles.is_empty() && layout.minor_to_major.iter().copied().eq((0..rank).rev())
+    };
+    match shape.element_type {
+        TUPLE => shape.tuple_shapes.iter().all(is_row_major),
+        _ => shape.layout.as_ref().is_some_and(lies),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

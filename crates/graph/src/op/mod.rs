@@ -212,6 +212,9 @@ pub struct CustomCall {
     pub config: Vec<u8>,
     /// The computations it calls, by position.
     pub called: Vec<String>,
+    /// Whether it goes through XLA's typed FFI and this is all there is to say: no side effects, no results in operands'
+    /// places, all arrays row-major. Of another call not everything is kept, so that it cannot be written.
+    pub typed: bool,
 }
 
 /// An instruction that was read but not understood.

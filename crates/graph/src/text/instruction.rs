@@ -215,7 +215,16 @@ fn custom_call(a: &Attributes<'_>, ty: &Type, operands: &[&Type]) -> Result<Op, 
         (None, Some(mut s)) => vec![s.name("a computation")?],
         (None, None) => Vec::new(),
     };
-    Ok(Op::CustomCall(CustomCall { target, config, called }))
+    let more = [
+        "operand_layout_constraints",
+        "custom_call_has_side_effect",
+        "output_to_operand_aliasing",
+        "schedule",
+    ];
+    let typed = a.raw("api_version") == Some("API_VERSION_TYPED_FFI")
+        && called.is_empty()
+        && more.iter().all(|name| a.get(name).is_none());
+    Ok(Op::CustomCall(CustomCall { target, config, called, typed }))
 }
 
 fn convolution(a: &Attributes<'_>) -> Result<ConvDims, Fault> {

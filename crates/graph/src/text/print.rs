@@ -301,6 +301,9 @@ impl Printer {
                     let called: Vec<String> = call.called.iter().map(|c| format!("%{}", name(c))).collect();
                     let _ = write!(text, ", called_computations={{{}}}", called.join(", "));
                 }
+                if call.typed {
+                    text.push_str(", api_version=API_VERSION_TYPED_FFI");
+                }
                 if !call.config.is_empty() {
                     let _ = write!(text, ", backend_config={}", quote(&call.config));
                 }

@@ -8,6 +8,7 @@
 mod arguments;
 #[cfg(test)]
 mod layout;
+mod xla_ffi;
 
 use std::ffi::{c_int, c_void};
 use std::mem::{offset_of, size_of};
@@ -15,6 +16,7 @@ use std::mem::{offset_of, size_of};
 use qwix_array::DType;
 
 pub(crate) use arguments::*;
+pub(crate) use xla_ffi::{dtype_of as ffi_dtype_of, *};
 
 /// A handle of the plugin's; only pointers to it are ever seen.
 macro_rules! handles {

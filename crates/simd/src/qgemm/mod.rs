@@ -39,11 +39,10 @@ impl PackedB {
                 (rows - 1).checked_mul(row_stride)?.checked_add((columns - 1).checked_mul(column_stride)?)?;
             values.get(last)?;
         }
-        let panels = columns.div_ceil(PANEL);
-        let groups = rows.div_ceil(GROUP);
-        let panel_bytes = groups.checked_mul(GROUP * PANEL)?;
-        let mut data = vec![0; panels.checked_mul(panel_bytes)?];
-        let mut sums = vec![0i32; panels * PANEL];
+        let (bytes, sums) = Packed::sizes(rows, columns)?;
+        let panel_bytes = rows.div_ceil(GROUP) * (GROUP * PANEL);
+        let mut data = vec![0; bytes];
+        let mut sums = vec![0i32; sums];
         if panel_bytes > 0 {
             for (p, panel) in data.chunks_exact_mut(panel_bytes).enumerate() {
                 let width = PANEL.min(columns - p * PANEL);
@@ -61,6 +60,35 @@ impl PackedB {
         Some(PackedB { data, sums, rows, columns })
     }
 
+    /// What kernels read.
+    pub fn view(&self) -> Packed<'_> {
+        Packed { data: &self.data, sums: &self.sums, rows: self.rows, columns: self.columns }
+    }
+}
+
+/// A packed right side that lies elsewhere: in a [`PackedB`], or in memory of somebody else's that was filled from one.
+#[derive(Clone, Copy, Debug)]
+pub struct Packed<'a> {
+    data: &'a [i8],
+    sums: &'a [i32],
+    rows: usize,
+    columns: usize,
+}
+
+impl<'a> Packed<'a> {
+    /// How many bytes a right side takes, and how many sums; `None` when they cannot be counted.
+    pub fn sizes(rows: usize, columns: usize) -> Option<(usize, usize)> {
+        let panels = columns.div_ceil(PANEL);
+        let bytes = rows.div_ceil(GROUP).checked_mul(GROUP * PANEL)?.checked_mul(panels)?;
+        Some((bytes, panels.checked_mul(PANEL)?))
+    }
+
+    /// Takes [`Packed::data`] and [`Packed::sums`] of a right side of this size. `None` when they have another size.
+    pub fn new(data: &'a [i8], sums: &'a [i32], rows: usize, columns: usize) -> Option<Self> {
+        let fits = Self::sizes(rows, columns)? == (data.len(), sums.len());
+        fits.then_some(Packed { data, sums, rows, columns })
+    }
+
     /// The number of rows: what is summed over.
     pub fn rows(&self) -> usize {
         self.rows
@@ -71,8 +99,18 @@ impl PackedB {
         self.columns
     }
 
+    /// The values, packed; those beyond the last row and column are 0.
+    pub fn data(&self) -> &'a [i8] {
+        self.data
+    }
+
+    /// The sum of each column, padded with 0 to whole panels.
+    pub fn sums(&self) -> &'a [i32] {
+        self.sums
+    }
+
     /// The sum of each column.
-    pub fn column_sums(&self) -> &[i32] {
+    pub fn column_sums(&self) -> &'a [i32] {
         &self.sums[..self.columns]
     }
 
@@ -81,7 +119,7 @@ impl PackedB {
     }
 
     /// A panel's bytes: `groups() · GROUP · PANEL`.
-    fn panel(&self, panel: usize) -> &[i8] {
+    fn panel(&self, panel: usize) -> &'a [i8] {
         let bytes = self.groups() * GROUP * PANEL;
         &self.data[panel * bytes..][..bytes]
     }
@@ -125,7 +163,14 @@ pub trait Kernel: Send + Sync {
 
     /// Sets `out`, `rows.count` rows of `columns.len()` values, to the product with these columns of `b`.
     /// `columns` starts at a multiple of [`PANEL`]. Checked by [`multiply`], which is the way to call this.
-    fn run(&self, rows: Rows<'_>, b: &PackedB, columns: Range<usize>, out: &mut [i32], space: &mut Workspace);
+    fn run(
+        &self,
+        rows: Rows<'_>,
+        b: Packed<'_>,
+        columns: Range<usize>,
+        out: &mut [i32],
+        space: &mut Workspace,
+    );
 }
 
 /// Sets `out`, one row of `columns.len()` values for each left row, to the product with these columns of `b`.
@@ -136,7 +181,7 @@ pub trait Kernel: Send + Sync {
 pub fn multiply(
     kernel: &dyn Kernel,
     rows: Rows<'_>,
-    b: &PackedB,
+    b: Packed<'_>,
     columns: Range<usize>,
     out: &mut [i32],
     space: &mut Workspace,
@@ -203,7 +248,14 @@ mod tests {
                         let packed = PackedB::new(&b, k, n, n, 1).unwrap();
                         let mut out = vec![-1; m * n];
                         let rows = Rows::new(&a, m, k, k).unwrap();
-                        multiply(kernel.as_ref(), rows, &packed, 0..n, &mut out, &mut Workspace::default());
+                        multiply(
+                            kernel.as_ref(),
+                            rows,
+                            packed.view(),
+                            0..n,
+                            &mut out,
+                            &mut Workspace::default(),
+                        );
                         if out != obvious(&a, &b, m, k, n) {
                             failures.push(format!("{} {m}x{k}x{n}", kernel.name()));
                         }
@@ -223,7 +275,7 @@ mod tests {
                 let packed = PackedB::new(&b, k, n, n, 1).unwrap();
                 let mut out = vec![0; m * n];
                 let rows = Rows::new(&a, m, k, k).unwrap();
-                multiply(kernel.as_ref(), rows, &packed, 0..n, &mut out, &mut Workspace::default());
+                multiply(kernel.as_ref(), rows, packed.view(), 0..n, &mut out, &mut Workspace::default());
                 let expected = x as i32 * y as i32 * k as i32;
                 assert!(out.iter().all(|&v| v == expected), "{} {x}·{y}", kernel.name());
             }
@@ -241,13 +293,13 @@ mod tests {
         for kernel in kernels() {
             let rows = Rows::new(&a, m, k, k + 3).unwrap();
             let mut out = vec![0; m * 38];
-            multiply(kernel.as_ref(), rows, &packed, 32..70, &mut out, &mut Workspace::default());
+            multiply(kernel.as_ref(), rows, packed.view(), 32..70, &mut out, &mut Workspace::default());
             for row in 0..m {
                 assert_eq!(out[row * 38..][..38], expected[row * n + 32..][..38], "{}", kernel.name());
             }
         }
         let sums: Vec<i32> = (0..n).map(|c| b[c * k..][..k].iter().map(|&v| v as i32).sum()).collect();
-        assert_eq!(packed.column_sums(), sums);
+        assert_eq!(packed.view().column_sums(), sums);
     }
 
     #[test]
@@ -255,5 +307,12 @@ mod tests {
         assert!(PackedB::new(&[0; 5], 2, 3, 3, 1).is_none());
         assert!(PackedB::new(&[0; 5], usize::MAX, 3, usize::MAX, 1).is_none());
         assert!(Rows::new(&[0; 5], 2, 3, 3).is_none());
+        let packed = PackedB::new(&[1; 6], 2, 3, 3, 1).unwrap();
+        let (data, sums) = (packed.view().data(), packed.view().sums());
+        let rows = [(2, 3, true), (4, 3, true), (5, 3, false), (2, 33, false), (usize::MAX, 3, false)];
+        for (rows, columns, fits) in rows {
+            assert_eq!(Packed::new(data, sums, rows, columns).is_some(), fits, "{rows} × {columns}");
+        }
+        assert!(Packed::new(data, &sums[1..], 2, 3).is_none());
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{GROUP, Kernel, PANEL, PackedB, Rows, Workspace};
+use super::{GROUP, Kernel, PANEL, Packed, Rows, Workspace};
 
 /// Needs nothing of the machine.
 pub(super) struct Scalar;
@@ -12,7 +12,7 @@ impl Kernel for Scalar {
         "scalar"
     }
 
-    fn run(&self, rows: Rows<'_>, b: &PackedB, columns: Range<usize>, out: &mut [i32], _: &mut Workspace) {
+    fn run(&self, rows: Rows<'_>, b: Packed<'_>, columns: Range<usize>, out: &mut [i32], _: &mut Workspace) {
         let width = columns.len();
         for (r, out) in out.chunks_exact_mut(width).enumerate() {
             let row = rows.row(r);

@@ -3,7 +3,7 @@
 use std::arch::aarch64::*;
 use std::ops::Range;
 
-use crate::qgemm::{GROUP, Kernel, PANEL, PackedB, Rows, Workspace};
+use crate::qgemm::{GROUP, Kernel, PANEL, Packed, Rows, Workspace};
 
 pub(in crate::qgemm) fn kernels() -> Vec<Box<dyn Kernel>> {
     Neon::new().map(|kernel| Box::new(kernel) as Box<dyn Kernel>).into_iter().collect()
@@ -26,7 +26,7 @@ impl Kernel for Neon {
     fn run(
         &self,
         rows: Rows<'_>,
-        b: &PackedB,
+        b: Packed<'_>,
         columns: Range<usize>,
         out: &mut [i32],
         space: &mut Workspace,

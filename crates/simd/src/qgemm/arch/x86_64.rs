@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use crate::qgemm::{GROUP, Kernel, PANEL, PackedB, Rows, Workspace};
+use crate::qgemm::{GROUP, Kernel, PANEL, Packed, Rows, Workspace};
 
 pub(in crate::qgemm) fn kernels() -> Vec<Box<dyn Kernel>> {
     let mut kernels: Vec<Box<dyn Kernel>> = Vec::new();
@@ -42,7 +42,7 @@ impl Kernel for Vnni {
     fn run(
         &self,
         rows: Rows<'_>,
-        b: &PackedB,
+        b: Packed<'_>,
         columns: Range<usize>,
         out: &mut [i32],
         space: &mut Workspace,
@@ -170,7 +170,7 @@ impl Kernel for Avx2 {
     fn run(
         &self,
         rows: Rows<'_>,
-        b: &PackedB,
+        b: Packed<'_>,
         columns: Range<usize>,
         out: &mut [i32],
         space: &mut Workspace,
