@@ -95,11 +95,20 @@ fn spread_signature(entry: &mut Computation) {
         }
     }
     let root = entry.node(entry.root);
-    if root.sharding.is_none() && !root.operands.is_empty() {
-        let of = |id: &NodeId| entry.node(*id).sharding.clone().unwrap_or(Sharding::Replicated);
-        let shardings = root.operands.iter().map(of).collect();
-        entry.nodes[entry.root.index()].sharding = Some(Sharding::Tuple(shardings));
+    if root.sharding.is_some() {
+        return;
     }
+    let of = |id: &NodeId| entry.node(*id).sharding.clone().unwrap_or(Sharding::Replicated);
+    let sharding = match root.op {
+        // An empty one has none.
+        Op::Tuple if root.operands.is_empty() => return,
+        Op::Tuple => Sharding::Tuple(root.operands.iter().map(of).collect()),
+        _ => match &root.ty {
+            Type::Tuple(types) => Sharding::Tuple(vec![Sharding::Replicated; types.len()]),
+            Type::Array(_) | Type::QArray(_) | Type::Token | Type::Opaque(_) => Sharding::Replicated,
+        },
+    };
+    entry.nodes[entry.root.index()].sharding = Some(sharding);
 }
 
 fn leaves_of(computation: &mut Computation, id: NodeId, leaves: &mut Vec<NodeId>) {

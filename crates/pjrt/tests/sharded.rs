@@ -12,7 +12,7 @@ use qwix_cpu::CpuBackend;
 use qwix_eval::{Backend, Executable, Params, Value};
 use qwix_graph::passes::lower_quant;
 use qwix_graph::{Graph, Op, Path, Precision};
-use qwix_pjrt::{Client, CompileOptions, OptionValue, Program, XlaBackend, lower};
+use qwix_pjrt::{Client, CompileOptions, OptionValue, Program, XlaBackend, lower, portable};
 use qwix_ptq::{Calibrator, PtqProvider, QtProvider, QuantizationRule, quantize_model, quantize_params};
 
 /// Ways to spread a model: tensor-parallel, data-parallel, both; with the number of devices.
@@ -244,6 +244,26 @@ fn what_is_written_runs_on_several_devices() {
     client.compile(&program, &options).unwrap();
     let error = client.compile(&program, &CompileOptions::default()).unwrap_err().to_string();
     assert!(error.contains("for 8, the options say 1"), "{error}");
+}
+
+#[test]
+fn what_is_exported_is_spread_as_before() {
+    let Some(client) = client() else { return };
+    let backend = XlaBackend::on(client, 0).unwrap();
+    for (name, rules) in &RULES[1..4] {
+        let mut case = case("mlp", "both8", rules);
+        let before = run(&backend, &case);
+        let exported = portable(&case.graph).unwrap();
+        assert_eq!(Program::new(&exported).unwrap().devices(), 8, "{name}");
+        case.graph = Graph::from_hlo_proto(&exported.to_hlo_proto().unwrap()).unwrap();
+        let after = run(&backend, &case);
+        // Its result is whole on each device, which may lead the partitioner to sum in another order.
+        assert!(apart(&after, &before) <= 1e-6, "{name}: {}", apart(&after, &before));
+        let executable = backend.prepare(&case.graph, case.params.clone()).unwrap();
+        let bytes = executable.bytes_by_device().unwrap();
+        let whole: usize = case.params.values().map(Value::byte_len).sum();
+        assert!(bytes.iter().all(|&bytes| bytes < whole), "{name}: {bytes:?} of {whole}");
+    }
 }
 
 #[test]

@@ -38,8 +38,35 @@ fn graphs() -> Vec<(String, Graph)> {
             }
         }
     }
+    let rules = r#"[{"op_names": ["dot_general"], "weight_qtype": "int4", "tile_size": 4}, {"weight_qtype": "int8", "act_qtype": "int8"}]"#;
+    let provider = PtqProvider::new(QuantizationRule::from_json(rules).unwrap()).unwrap();
+    for (model, folder) in common::folders("sharded") {
+        for file in std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()) {
+            if file.extension().is_some_and(|extension| extension == "pb") {
+                let graph = Graph::from_hlo_proto(&std::fs::read(&file).unwrap()).unwrap();
+                let quantized = quantize_model(&graph, &provider).unwrap().graph;
+                graphs.push((format!("{model}/{}", file.display()), quantized));
+            }
+        }
+    }
+    graphs.push(("a constraint on a weight".to_owned(), constrained(&provider)));
     assert!(graphs.len() >= 100, "{} graphs", graphs.len());
     graphs
+}
+
+/// A weight that is spread otherwise before it is used.
+fn constrained(provider: &PtqProvider) -> Graph {
+    let text = "HloModule m
+
+ENTRY main {
+  x = f32[3,8] parameter(0), metadata={op_name=\"x\"}
+  w = f32[8,12] parameter(1), sharding={devices=[4,1]<=[4]}, metadata={op_name=\"params['dense']['w']\"}
+  c = f32[8,12] custom-call(w), custom_call_target=\"Sharding\", sharding={devices=[2,2]<=[4]}
+  d = f32[8,12] custom-call(c), custom_call_target=\"Sharding\", sharding={devices=[2,2]<=[4]}
+  ROOT y = f32[3,12] dot(x, d), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+";
+    quantize_model(&Graph::from_text(text).unwrap(), provider).unwrap().graph
 }
 
 /// A graph without what a file may change: instructions' and computations' names, and ids.

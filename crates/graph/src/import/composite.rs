@@ -81,8 +81,8 @@ struct Raising<'a> {
     parameters: HashMap<usize, NodeId>,
     /// The scale and the zero point that `quantize` took, of the node that it is.
     ranges: HashMap<NodeId, Vec<NodeId>>,
-    /// Other ops that yield quantized arrays, by what they do to which old nodes: the node, and which of its parts were
-    /// seen.
+    /// Other ops that yield quantized arrays, by what they do to which old nodes (constraints: to which new node): the
+    /// node, and which of its parts were seen.
     pieces: HashMap<(String, Vec<NodeId>), (NodeId, [bool; PARTS.len()])>,
     checked: &'a mut Checked,
 }
@@ -164,6 +164,10 @@ impl Raising<'_> {
                 Some(&View::Node(tuple)) if self.part_count(tuple).is_some() => Ok(View::Part(tuple, *index)),
                 _ => self.copy(node),
             },
+            Op::Sharding { .. } => match self.views.get(node.operands[0].index()) {
+                Some(&View::Part(array, part)) => Ok(self.constraint(node, array, part)?),
+                _ => self.copy(node),
+            },
             Op::Tuple => match self.whole(&node.operands) {
                 Some(quantized) => Ok(View::Node(quantized)),
                 None => self.copy(node),
@@ -202,6 +206,37 @@ impl Raising<'_> {
                 id
             }
         };
+        self.spread(id, part, node);
+        Ok(View::Part(id, part))
+    }
+
+    /// The sharding of a quantized array is that of its qvalue.
+    fn spread(&mut self, id: NodeId, part: usize, node: &Node) {
+        if part == 0 {
+            self.nodes[id.index()].sharding.clone_from(&node.sharding);
+        }
+    }
+
+    /// A constraint on a part of a quantized array: one on the array, when there is one on each part.
+    fn constraint(&mut self, node: &Node, array: NodeId, part: usize) -> Result<View, String> {
+        let Op::Sharding { open } = &node.op else {
+            return Err(format!("{} is no constraint", node.op.name()));
+        };
+        let key = (format!("constraint {open:?}"), vec![array]);
+        let (id, mut seen) = match self.pieces.get(&key) {
+            Some(&(id, seen)) if !seen[part] => {
+                // The last one's name is that of the op.
+                self.nodes[id.index()].name = self.names.unique(&node.name);
+                (id, seen)
+            }
+            Some(_) | None => {
+                let ty = self.nodes[array.index()].ty.clone();
+                (self.push(Node { operands: vec![array], ty, ..node.clone() })?, [false; PARTS.len()])
+            }
+        };
+        seen[part] = true;
+        self.pieces.insert(key, (id, seen));
+        self.spread(id, part, node);
         Ok(View::Part(id, part))
     }
 
@@ -223,11 +258,13 @@ impl Raising<'_> {
             && !seen[*part]
         {
             seen[*part] = true;
-            if *part == 0 {
+            let (id, part) = (*id, *part);
+            if part == 0 {
                 // Its call has the name of the op.
                 self.nodes[id.index()].name = self.names.unique(&node.name);
             }
-            return Ok(View::Part(*id, *part));
+            self.spread(id, part, node);
+            return Ok(View::Part(id, part));
         }
         let found = self.found_range(node, op);
         let mut operands = Vec::new();
