@@ -368,7 +368,7 @@ Quantized parameters, worst first
     assert!(page.starts_with("<!doctype html>") && page.contains("<td>Dense_0/kernel</td>"));
     assert!(!page.contains("http") && !page.contains(&out), "the page names something outside of it");
 
-    let report = json(&qwix(quantize.iter().chain(&["--json", "--float-memory", "1"])).ok());
+    let report = json(&qwix(quantize.iter().chain(&["--json", "--jobs", "1"])).ok());
     assert_eq!(report["totals"]["tensors"], 8);
     let kernel = &report["tensors"].as_array().unwrap()[5];
     assert_eq!((&kernel["path"], &kernel["qtype"]), (&Value::from("Dense_0/kernel"), &Value::from("int4")));

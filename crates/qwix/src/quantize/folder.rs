@@ -115,7 +115,10 @@ impl Folder {
             }
             return Err(in_the_way(target));
         }
-        fs::create_dir_all(&dir).map_err(|e| Error::io("write", &dir, e))?;
+        match fs::create_dir(&dir) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(Error::io("write", target, e)),
+            Ok(()) | Err(_) => {}
+        }
         let lock = lock(target, &dir)?;
         let said = fs::read_to_string(dir.join(PLAN)).ok();
         let resumed = match said {
@@ -141,6 +144,18 @@ impl Folder {
         }
         let folder = Folder { target: target.to_owned(), dir, replace, journal, _lock: lock };
         Ok(Begun::Going { folder, flushed, perhaps })
+    }
+
+    /// Removes all that was done for a target; no other process may be at work there.
+    ///
+    /// # Errors
+    /// When one is, or something cannot be removed.
+    pub fn give_up(target: &FilePath) -> Result<()> {
+        let dir = Self::place(target);
+        let lock = lock(target, &dir)?;
+        remove(&dir)?;
+        drop(lock);
+        Ok(())
     }
 
     /// Where a file of the package lies until the end.

@@ -197,14 +197,22 @@ impl<'a> QuantizeJob<'a> {
     }
 
     /// Makes the package. It is whole at `target` or not there: until then it stands in a hidden folder beside it, and a
-    /// run that ended early, however it did, is gone on with by the next one of the same plan. `force` replaces a package
-    /// that is at the target, and starts over where another plan was begun.
+    /// run that ended early is gone on with by the next one of the same plan (unless the checkpoint cannot be quantized:
+    /// then nothing is left). `force` replaces a package that is at the target, and starts over where another plan was begun.
     ///
     /// # Errors
     /// When the memory is too small (said with the least that works), something is in the way, another process or another
     /// plan is at work there, or a parameter cannot be read, quantized or written.
     pub fn run(&self, target: impl AsRef<FilePath>, force: bool) -> Result<Quantized> {
-        self.run_in_pieces(target.as_ref(), force, PIECE)
+        let target = target.as_ref();
+        let done = self.run_in_pieces(target, force, PIECE);
+        if let Err(Error::Ptq(_) | Error::Checkpoint { .. } | Error::Quant(_)) = &done
+            && Folder::place(target).exists()
+        {
+            // Nothing goes on from a checkpoint that cannot be quantized; the error is what counts.
+            let _ = Folder::give_up(target);
+        }
+        done
     }
 
     /// [`run`](Self::run) with pieces of about so many bytes of the checkpoint.
