@@ -113,6 +113,10 @@ impl Folder {
                 drop(lock);
                 return Ok(Begun::Finished);
             }
+            // One that ended while it removed this folder leaves what nobody can go on from.
+            if dir.is_dir() && !(dir.join(PLAN).exists() && dir.join(JOURNAL).exists()) {
+                let _ = Self::give_up(target);
+            }
             return Err(in_the_way(target));
         }
         match fs::create_dir(&dir) {
