@@ -3,7 +3,7 @@
     python benchmarks/load.py OUT QWIX [LAYERS [WIDTH [BACKEND]]]
 
 writes OUT/model.hlo.pb and OUT/params.safetensors (LAYERS weights of WIDTH x WIDTH in f32; 32 of 4096: 2.1 GB), runs
-`QWIX quantize` with several bounds and `QWIX run --rules`, and prints time and the most memory of each. With a BACKEND
+`QWIX quantize` in several amounts of memory and `QWIX run --rules`, and prints time and the most memory of each. With a BACKEND
 (`xla:cpu`, say) both ways to run are measured on that too; the memory of xla:cpu's device is the process's. The weights are
 written one by one and the model is lowered from shapes, so this takes little memory itself.
 """
@@ -74,8 +74,8 @@ if not (out / "in.safetensors").exists():
 model = [out / "model.hlo.pb", "--params", out / "params.safetensors", "--rules", out / "rules.json"]
 for bound in ["64MiB", "256MiB", "1GiB"]:
     shutil.rmtree(out / "package", ignore_errors=True)
-    seconds, most = measured("quantize", *model, "--float-memory", bound, "-o", out / "package")
-    print(f"quantize --float-memory {bound}: {seconds:.1f} s, {most:.0f} MiB")
+    seconds, most = measured("quantize", *model, "--max-memory", bound, "-o", out / "package")
+    print(f"quantize --max-memory {bound}: {seconds:.1f} s, {most:.0f} MiB")
 backends = ["cpu", *sys.argv[5:]]
 if backends[1:]:
     # What a plugin takes without a model.

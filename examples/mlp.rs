@@ -110,7 +110,7 @@ pub(crate) fn main() -> Result<(), Box<dyn Error>> {
     writer.finish(&serde_json::to_string_pretty(&rules)?, false)?;
 
     let package = Package::open(&package)?;
-    let executable = package.model().compile(&backend, package.read_all()?)?;
+    let executable = package.model()?.compile(&backend, package.read_all()?)?;
     assert_eq!(executable.run(std::slice::from_ref(&x))?, quantized);
     println!("the same outputs");
 

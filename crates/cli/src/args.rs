@@ -24,7 +24,8 @@ pub enum Command {
     Explain(Explain),
     Calibrate(Calibrate),
     Merge(Merge),
-    Quantize(Quantize),
+    Quantize(Box<Quantize>),
+    Verify(Verify),
     Import(Import),
     Run(Run),
     Compare(Compare),
@@ -87,7 +88,7 @@ pub struct Calibrate {
     /// The float model
     #[arg(value_name = "MODEL.hlo.pb")]
     pub model: PathBuf,
-    /// The float parameters: a safetensors file, or the index.json of several
+    /// The float parameters: a safetensors file, the index.json of several, or the folder they are in
     #[arg(long, value_name = "P")]
     pub params: PathBuf,
     /// The rules, JSON or TOML
@@ -136,26 +137,51 @@ pub struct Merge {
     pub output: PathBuf,
 }
 
-/// Quantize a model's parameters by rules, into a directory that runs
+/// Quantize a model's parameters by rules, into a directory that runs; or a checkpoint without a model
 ///
-/// The directory holds the model, the parameters, the rules and a manifest. It is written whole or not at all. The
-/// parameters are read, quantized and written one by one, so that a model larger than the memory can be quantized.
+/// The directory holds the model, the parameters in shards, the rules and a manifest. It is written whole or not at all.
+/// Parameters are read, quantized and written piece by piece on all cores, so that a checkpoint of any size fits
+/// --max-memory, which changes no byte of the result. What a run that was interrupted has done is kept in a hidden folder
+/// beside the target: the same command goes on from there.
+///
+/// Without a model, --weights-only (or rules that name parameters: param_path, weight_qtype, tile_size, contracting_axes,
+/// weight_calibration_method) says which matrices to quantize; the package then holds parameters and does not run.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   qwix quantize model.hlo.pb --params params.safetensors --rules rules.json -o model.int8
-  qwix quantize model.hlo.pb --params model.safetensors.index.json --rules rules.toml -o model.int4
-  qwix quantize model.hlo.pb --params params.safetensors --rules rules.json --float-memory 256MB -o model.int8
-  qwix quantize model.hlo.pb --params params.safetensors --rules rules.json -o model.int8 --report report.html")]
+  qwix quantize model.hlo.pb --params params.safetensors --rules rules.json -o model.int8 --report report.html
+  qwix quantize model.hlo.pb --params model.safetensors.index.json --rules rules.toml --max-memory 500MB -o model.int4
+  qwix quantize --params hf-model/ --weights-only '.*_proj/weight' --weight-qtype int8 --layout hf -o model.int8
+  qwix quantize --params shards/ --weights-only '.*/kernel' --weight-qtype int4 --tile-size 128 -o model.int4
+  qwix quantize --params hf-model/ --rules weights.json --layout hf -o model.mixed --plan     # says what it would do")]
 pub struct Quantize {
-    /// The model
+    /// The model; without one, parameters are chosen by --weights-only or by rules that name them
     #[arg(value_name = "MODEL.hlo.pb")]
-    pub model: PathBuf,
-    /// The float parameters: a safetensors file, or the index.json of several
+    pub model: Option<PathBuf>,
+    /// The float parameters: a safetensors file, the index.json of several, or the folder they are in
     #[arg(long, value_name = "P")]
     pub params: PathBuf,
     /// The rules, JSON or TOML
-    #[arg(long, value_name = "R")]
-    pub rules: PathBuf,
+    #[arg(long, value_name = "R", conflicts_with = "weights_only", required_unless_present = "weights_only")]
+    pub rules: Option<PathBuf>,
+    /// Quantize the matrices whose whole path matches this regular expression
+    #[arg(long, value_name = "REGEX", conflicts_with_all = ["model", "qwix_compat", "quant_stats"], requires = "weight_qtype")]
+    pub weights_only: Option<String>,
+    /// What --weights-only quantizes to: int8, int4, nf4, float8_e4m3fn, …
+    #[arg(long, value_name = "Q", requires = "weights_only")]
+    pub weight_qtype: Option<String>,
+    /// A scale for every N elements of the contracted axis (a fraction such as 0.25: of the axis), not one for all
+    #[arg(long, value_name = "N", requires = "weights_only", value_parser = tile_size)]
+    pub tile_size: Option<qwix::TileSize>,
+    /// The axis that products contract, negative ones counted from the end; give it several times for several
+    #[arg(long, value_name = "A", requires = "weights_only", allow_hyphen_values = true)]
+    pub contracting_axis: Vec<i64>,
+    /// How ranges are found: absmax, minmax, rms,N or fixed,A[,B]
+    #[arg(long, value_name = "M", requires = "weights_only", default_value = "absmax")]
+    pub calibration: String,
+    /// Which axis of a matrix is contracted, without a model: flax, [in, out], or hf (Hugging Face), [out, in]
+    #[arg(long, value_enum, default_value = "flax", conflicts_with = "model")]
+    pub layout: Layout,
     /// Statistics for static ranges (act_static_scale in the rules), from `qwix calibrate`
     #[arg(long, value_name = "STATS.safetensors")]
     pub quant_stats: Option<PathBuf>,
@@ -165,21 +191,66 @@ pub struct Quantize {
     /// Leave out parameters that the model does not have, instead of refusing them
     #[arg(long)]
     pub allow_extra_params: bool,
-    /// The most float parameters to have in memory at once, such as 500MB or 2GiB; one that is larger is read alone
-    #[arg(long, value_name = "SIZE", value_parser = crate::size::parse, default_value = "1GiB")]
-    pub float_memory: u64,
-    /// Replace the package that is already at DIR
+    /// The most memory that the process may have, such as 500MB or 2GiB
+    #[arg(long, value_name = "SIZE", value_parser = crate::size::parse, default_value = "2GiB")]
+    pub max_memory: u64,
+    /// The most bytes of tensors in one file of the package; a parameter that takes more has one alone
+    #[arg(long, value_name = "SIZE", value_parser = crate::size::parse, default_value = "4GiB")]
+    pub shard_size: u64,
+    /// Threads [default: as many as the machine has cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub jobs: Option<u16>,
+    /// Replace the package that is already at DIR, and start over where another plan was begun
     #[arg(long)]
     pub force: bool,
     /// Write a page about every parameter as well: its size and error, and where its values lie in their ranges
-    #[arg(long, value_name = "REPORT.html")]
+    #[arg(long, value_name = "REPORT.html", conflicts_with = "plan")]
     pub report: Option<PathBuf>,
-    /// Print the sizes and errors of all parameters as JSON
+    /// Say what would be done, from names and shapes alone, and do nothing
+    #[arg(long)]
+    pub plan: bool,
+    /// Print JSON: the sizes and errors of all parameters, or the plan
     #[arg(long)]
     pub json: bool,
     /// Where to write the package
     #[arg(short, long, value_name = "DIR")]
     pub output: PathBuf,
+}
+
+/// How a framework lays out matrices.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum Layout {
+    /// [in, out]
+    Flax,
+    /// [out, in]
+    Hf,
+}
+
+fn tile_size(text: &str) -> Result<qwix::TileSize, String> {
+    if let Ok(size) = text.parse::<i64>() {
+        return Ok(size.into());
+    }
+    text.parse::<f64>().map(Into::into).map_err(|_| "expected a number of elements, or a fraction".to_owned())
+}
+
+/// Check every byte of a package against its manifest
+///
+/// Finds flipped bits, and files that are missing or do not belong there. Reads everything, on all cores. The exit status is 1
+/// when something is wrong.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  qwix verify model.int8
+  qwix verify model.int8 --json | jq '.faults[].file'")]
+pub struct Verify {
+    /// The quantized package
+    #[arg(value_name = "DIR")]
+    pub package: PathBuf,
+    /// Threads [default: as many as the machine has cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub jobs: Option<u16>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Read a checkpoint that was quantized elsewhere: GPTQ, AWQ, compressed-tensors, FP8, ModelOpt, MXFP4

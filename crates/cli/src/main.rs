@@ -24,6 +24,7 @@ fn main() -> ExitCode {
         Command::Merge(args) => commands::calibrate::merge(args),
         Command::Quantize(args) => commands::quantize::run(args),
         Command::Import(args) => commands::import::run(args),
+        Command::Verify(args) => commands::verify::run(args),
         Command::Run(args) => commands::run::run(args),
         Command::Compare(args) => commands::compare::run(args),
         Command::Dump(args) => commands::dump::run(args),

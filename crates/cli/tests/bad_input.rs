@@ -228,7 +228,8 @@ fn packages_that_are_damaged() {
     let folder = Folder::new();
     let package = folder.quantize("digits", INT8);
     let path = |name: &str| Path::new(&package).join(name);
-    let names = ["manifest.json", "model.hlo", "params.safetensors", "rules.json"];
+    const SHARD: &str = "params-00001-of-00001.safetensors";
+    let names = ["manifest.json", "manifest.json.sha256", "model.hlo", SHARD, "rules.json"];
     let good: BTreeMap<&str, Vec<u8>> = names.iter().map(|&n| (n, std::fs::read(path(n)).unwrap())).collect();
     let manifest = String::from_utf8(good["manifest.json"].clone()).unwrap();
     let replaced = |from: &str, to: &str| {
@@ -244,16 +245,17 @@ fn packages_that_are_damaged() {
     type Row<'a> = (&'a str, &'a str, Option<Vec<u8>>, &'a [&'a str]);
     let rows: Vec<Row> = vec![
         ("no manifest", "manifest.json", None, &["digits", "manifest.json"]),
-        ("no parameters", "params.safetensors", None, &["params.safetensors"]),
+        ("no parameters", SHARD, None, &[SHARD]),
         ("no model", "model.hlo", None, &["model.hlo"]),
         ("manifest is no JSON", "manifest.json", Some(b"{".to_vec()), &["manifest.json"]),
         ("unknown field", "manifest.json", replaced("\"tool\"", "\"toll\""), &["manifest.json", "toll"]),
         (
             "a later version",
             "manifest.json",
-            replaced("\"version\": 1", "\"version\": 2"),
-            &["version 2", "version 1"],
+            replaced("\"version\": 2", "\"version\": 3"),
+            &["version 3", "versions 1 and 2"],
         ),
+        ("no hash of the manifest", "manifest.json.sha256", None, &["manifest.json.sha256"]),
         ("another format", "manifest.json", replaced("qwix-package", "zip"), &["`zip`", "`qwix-package`"]),
         (
             "another qtype",
@@ -262,19 +264,9 @@ fn packages_that_are_damaged() {
             &["digits"],
         ),
         ("another shape", "manifest.json", replaced("512", "256"), &["digits"]),
-        (
-            "weights flipped",
-            "params.safetensors",
-            flipped("params.safetensors"),
-            &["params.safetensors", "sha256"],
-        ),
+        ("weights flipped", SHARD, flipped(SHARD), &[SHARD, "sha256"]),
         ("model flipped", "model.hlo", flipped("model.hlo"), &["model.hlo", "sha256"]),
-        (
-            "parameters truncated",
-            "params.safetensors",
-            Some(good["params.safetensors"][..1000].to_vec()),
-            &["params.safetensors"],
-        ),
+        ("parameters truncated", SHARD, Some(good[SHARD][..1000].to_vec()), &[SHARD]),
     ];
     let mut wrong = Vec::new();
     for (what, name, bytes, expected) in rows {
@@ -423,6 +415,11 @@ fn a_disk_that_fills_up() {
     let ran = limited(16, &["run", &package, "--inputs", &inputs, "-o", &flat]);
     wrong.push(("run".to_owned(), complaints(&ran, &["cannot write", "flat.safetensors"])));
     assert_all(wrong);
+    // What was done is kept; with room on the disk, the same command ends with the package and nothing else.
+    qwix(["quantize", &model, "--params", &params, "--rules", &rules, "-o", &out]).ok();
+    let manifest = |dir: &str| std::fs::read(Path::new(dir).join("manifest.json")).unwrap();
+    assert!(manifest(&out) == manifest(&package), "another package");
+    std::fs::remove_dir_all(&out).unwrap();
     assert_eq!(folder.names(), before, "something was left behind");
 }
 

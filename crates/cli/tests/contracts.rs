@@ -130,7 +130,11 @@ fn a_package_runs_and_is_close_to_its_float_model() {
         .map(|e| e.unwrap().file_name().to_string_lossy().into_owned())
         .collect();
     names.sort();
-    assert_eq!(names, ["manifest.json", "model.hlo", "params.safetensors", "rules.json"]);
+    let expected =
+        ["manifest.json", "manifest.json.sha256", "model.hlo", "params-00001-of-00001.safetensors"];
+    assert_eq!(names[..4], expected);
+    assert_eq!(names[4..], ["params.safetensors.index.json", "rules.json"]);
+    assert!(qwix(["verify", &package]).ok().contains("every byte is as it was written"));
 
     let (float, cpu, reference) = (folder.path("float"), folder.path("cpu"), folder.path("reference"));
     qwix(["run", &model, "--params", &params, "--inputs", &inputs, "-o", &float]).ok();
@@ -175,8 +179,8 @@ fn a_float_model_runs_quantized_by_rules() {
     }
     let out = folder.path("again");
     let quantize = ["quantize", &model, "--params", &params, "--rules", &rules, "-o", &out];
-    qwix(quantize.iter().chain(&["--float-memory", "1"])).ok();
-    for name in ["manifest.json", "params.safetensors"] {
+    qwix(quantize.iter().chain(&["--max-memory", "100MB", "--jobs", "3"])).ok();
+    for name in ["manifest.json", "params-00001-of-00001.safetensors"] {
         let read = |dir: &str| std::fs::read(Path::new(dir).join(name)).unwrap();
         assert!(read(&out) == read(&package), "{name} depends on the memory");
     }
@@ -248,7 +252,7 @@ fn zero_points_are_dumped() {
 fn the_same_inputs_give_the_same_bytes() {
     let folder = Folder::new();
     let (a, b) = (folder.quantize("a", MIXED), folder.quantize("b", MIXED));
-    for name in ["manifest.json", "model.hlo", "params.safetensors", "rules.json"] {
+    for name in ["manifest.json", "model.hlo", "params-00001-of-00001.safetensors", "rules.json"] {
         let read = |dir: &str| std::fs::read(Path::new(dir).join(name)).unwrap();
         assert!(read(&a) == read(&b), "{name} differs");
     }
@@ -303,7 +307,7 @@ fn every_command_has_help_with_an_example() {
 #[test]
 fn a_wrong_command_line_is_status_2() {
     let model = digits("model.hlo.pb");
-    let rows: [&[&str]; 17] = [
+    let rows: [&[&str]; 21] = [
         &[],
         &["transmogrify"],
         &["inspect"],
@@ -315,11 +319,15 @@ fn a_wrong_command_line_is_status_2() {
         &["plugin", "install", "abacus"],
         &["plugin", "path", "abacus"],
         &["quantize", &model, "--params", "p", "--rules", "r"],
-        &["quantize", &model, "--params", "p", "--rules", "r", "-o", "o", "--float-memory", "much"],
+        &["quantize", &model, "--params", "p", "--rules", "r", "-o", "o", "--max-memory", "much"],
         &["run", &model, "--params", "p", "--inputs", "x", "-o", "y", "--qwix-compat"],
         &["run", &model, "--params", "p", "--inputs", "x", "-o", "y", "--quant-stats", "s"],
         &["calibrate", &model, "--params", "p", "--rules", "r", "-o", "o"],
         &["merge", "-o", "o"],
+        &["quantize", "--params", "p", "-o", "o"],
+        &["quantize", "--params", "p", "-o", "o", "--weights-only", ".*"],
+        &["quantize", &model, "--params", "p", "-o", "o", "--weights-only", ".*", "--weight-qtype", "int8"],
+        &["verify"],
         &["run", &model, "--params", "p", "--inputs", "x", "-o", "y", "--float-memory", "1GB"],
     ];
     for args in rows {
@@ -360,7 +368,7 @@ Quantized parameters, worst first
     assert!(page.starts_with("<!doctype html>") && page.contains("<td>Dense_0/kernel</td>"));
     assert!(!page.contains("http") && !page.contains(&out), "the page names something outside of it");
 
-    let report = json(&qwix(quantize.iter().chain(&["--json", "--float-memory", "1"])).ok());
+    let report = json(&qwix(quantize.iter().chain(&["--json", "--jobs", "1"])).ok());
     assert_eq!(report["totals"]["tensors"], 8);
     let kernel = &report["tensors"].as_array().unwrap()[5];
     assert_eq!((&kernel["path"], &kernel["qtype"]), (&Value::from("Dense_0/kernel"), &Value::from("int4")));

@@ -33,7 +33,7 @@ fn exported_packages_are_read_back_and_run() {
         qwix(["run", &model, "--params", &params, "--inputs", &inputs, "-o", &exported]).ok();
         assert_eq!(output(&native), output(&exported), "{name}");
         let loaded = Model::load(&model).unwrap();
-        assert_eq!(loaded.parameters, Package::open(&package).unwrap().model().parameters, "{name}");
+        assert_eq!(loaded.parameters, Package::open(&package).unwrap().parameters(), "{name}");
         // Parameters that are not quantized are no parameters of it.
         let float = digits("params.safetensors");
         let ran = qwix(["run", &model, "--params", &float, "--inputs", &inputs, "-o", &exported]);
@@ -71,7 +71,7 @@ fn jaxlib_runs_exported_packages() {
         let (model, inline, params) = (path("hlo.pb"), path("inline.hlo.pb"), path("flat.safetensors"));
         qwix(["export", &package, "-o", &model]).ok();
         qwix(["dump", &package, "-o", &params]).ok();
-        let graph = Package::open(&package).unwrap().model().graph().clone();
+        let graph = Package::open(&package).unwrap().model().unwrap().graph().clone();
         let lowered = pjrt::Program::new(&pjrt::lower(&graph, "cpu", Precision::Default).unwrap()).unwrap();
         std::fs::write(&inline, lowered.bytes()).unwrap();
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/run_exported.py");

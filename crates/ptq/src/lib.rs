@@ -33,7 +33,10 @@ pub use quantize_stats::quantize_stats;
 pub use restore_rules::{
     RestoreRules, RestoredActs, restore_quantization_rules, type_of_parts, type_of_qarray,
 };
-pub use rule::{CheckedRule, OP_NAMES, QuantizationRule, Rules, SideRule, TileSize};
+pub use rule::{
+    CheckedRule, OP_NAMES, QuantizationRule, Rules, SideRule, TileSize, WeightLayout, WeightRule,
+    weights_only,
+};
 pub use site::{AxisUse, Operand, Product, Site, Storage, Weight, find_sites};
 pub use stats::{QuantStats, Stats, Sums};
 pub use template::{Template, Unfinished, human_bytes};

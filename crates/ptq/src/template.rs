@@ -40,8 +40,13 @@ impl From<Unfinished> for PtqError {
 impl Template {
     /// The template of a graph's variables.
     pub fn of(graph: &Graph) -> Self {
+        Self::of_parameters(graph.variables().map(|(_, parameter)| parameter))
+    }
+
+    /// The template of variables that belong to no graph.
+    pub fn of_parameters<'a>(variables: impl IntoIterator<Item = &'a Parameter>) -> Self {
         let mut template = Template::default();
-        for (_, parameter) in graph.variables() {
+        for parameter in variables {
             let (made_from, source) = match &parameter.slot {
                 None => (&mut template.made_from, &parameter.path),
                 Some(Slot::Weight(slot)) => (&mut template.made_from, &slot.source),

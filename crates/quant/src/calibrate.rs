@@ -1,6 +1,7 @@
 //! Finding the range of an array's values: Qwix's `calibrate`.
 
 use qwix_array::{Array, DType, Element, bf16, f16};
+use qwix_simd::{largest_magnitude_16, largest_magnitude_32, largest_magnitudes_16, largest_magnitudes_32};
 
 use crate::runs::Runs;
 use crate::{Arithmetic, Calibration, Granularity, HowToQuantize, QuantError};
@@ -29,31 +30,32 @@ pub enum Range {
 /// # Errors
 /// When the dtype cannot be quantized or `how` does not fit the shape.
 pub fn calibrate(array: &Array, how: &HowToQuantize) -> Result<Range, QuantError> {
-    let dtype = array.dtype();
-    let factor = |scale: Option<f64>, array: Array| match scale {
-        Some(scale) => scaled(&array, scale),
-        None => Ok(array),
+    how.validate(array.shape())?;
+    apply_factor(&raw_range(array, how, array.len())?, how.calibration)
+}
+
+/// The range before the calibration's factor. `elements` are those of the whole array that `array` is a piece of.
+pub(crate) fn raw_range(array: &Array, how: &HowToQuantize, elements: usize) -> Result<Range, QuantError> {
+    Ok(match measured(array, how, Arithmetic::Eager, elements)? {
+        Statistics::AbsMax(absmax) | Statistics::RootMeanSquare(absmax) => Range::Symmetric { absmax },
+        Statistics::MinMax(min, max) => Range::Asymmetric { min, max },
+        Statistics::Fixed { min, max } => fixed(array.dtype(), array.rank(), min, max)?,
+    })
+}
+
+/// A range times the factor of its calibration method.
+pub(crate) fn apply_factor(range: &Range, calibration: Calibration) -> Result<Range, QuantError> {
+    let factor = match calibration {
+        Calibration::AbsMax { scale } | Calibration::MinMax { scale } => scale,
+        Calibration::Rms { scale } => Some(scale),
+        Calibration::Fixed { .. } => None,
     };
-    Ok(match statistics(array, how, Arithmetic::Eager)? {
-        Statistics::AbsMax(absmax) => {
-            let (Calibration::AbsMax { scale } | Calibration::MinMax { scale }) = how.calibration else {
-                return Ok(Range::Symmetric { absmax });
-            };
-            Range::Symmetric { absmax: factor(scale, absmax)? }
+    let Some(factor) = factor else { return Ok(range.clone()) };
+    Ok(match range {
+        Range::Symmetric { absmax } => Range::Symmetric { absmax: scaled(absmax, factor)? },
+        Range::Asymmetric { min, max } => {
+            Range::Asymmetric { min: scaled(min, factor)?, max: scaled(max, factor)? }
         }
-        Statistics::MinMax(min, max) => {
-            let (Calibration::AbsMax { scale } | Calibration::MinMax { scale }) = how.calibration else {
-                return Ok(Range::Asymmetric { min, max });
-            };
-            Range::Asymmetric { min: factor(scale, min)?, max: factor(scale, max)? }
-        }
-        Statistics::RootMeanSquare(rms) => {
-            let Calibration::Rms { scale } = how.calibration else {
-                return Ok(Range::Symmetric { absmax: rms });
-            };
-            Range::Symmetric { absmax: scaled(&rms, scale)? }
-        }
-        Statistics::Fixed { min, max } => fixed(dtype, array.rank(), min, max)?,
     })
 }
 
@@ -90,11 +92,21 @@ pub(crate) fn statistics(
     how: &HowToQuantize,
     arithmetic: Arithmetic,
 ) -> Result<Statistics, QuantError> {
+    how.validate(array.shape())?;
+    measured(array, how, arithmetic, array.len())
+}
+
+/// [`statistics`] of a piece of an array of so many elements.
+fn measured(
+    array: &Array,
+    how: &HowToQuantize,
+    arithmetic: Arithmetic,
+    elements: usize,
+) -> Result<Statistics, QuantError> {
     let dtype = array.dtype();
     if !dtype.is_wide_float() {
         return Err(QuantError::NotFloat { dtype });
     }
-    how.validate(array.shape())?;
     let shape = how.scale_shape(array.shape())?;
     if let Calibration::Fixed { min, max } = how.calibration {
         return Ok(Statistics::Fixed { min, max });
@@ -102,10 +114,10 @@ pub(crate) fn statistics(
     let runs = Runs::new(array.shape(), &shape)
         .ok_or_else(|| QuantError::Invalid(format!("{shape:?} does not divide {:?}", array.shape())))?;
     match dtype {
-        DType::F32 => measure::<f32>(array, how, arithmetic, &shape, &runs),
-        DType::F64 => measure::<f64>(array, how, arithmetic, &shape, &runs),
-        DType::BF16 => measure::<bf16>(array, how, arithmetic, &shape, &runs),
-        DType::F16 => measure::<f16>(array, how, arithmetic, &shape, &runs),
+        DType::F32 => measure::<f32>(array, how, arithmetic, elements, &shape, &runs),
+        DType::F64 => measure::<f64>(array, how, arithmetic, elements, &shape, &runs),
+        DType::BF16 => measure::<bf16>(array, how, arithmetic, elements, &shape, &runs),
+        DType::F16 => measure::<f16>(array, how, arithmetic, elements, &shape, &runs),
         dtype => Err(QuantError::NotFloat { dtype }),
     }
 }
@@ -118,6 +130,10 @@ trait Float: Element {
     type Ordered: Copy + Ord + Default;
 
     fn magnitude(self) -> Self::Magnitude;
+    /// The largest magnitude, 0 of none.
+    fn largest(values: &[Self]) -> Self::Magnitude;
+    /// Folds the magnitudes of a row into a row of the largest.
+    fn largest_each(totals: &mut [Self::Magnitude], values: &[Self]);
     fn from_magnitude(bits: Self::Magnitude) -> Self;
     fn ordered(self) -> Self::Ordered;
     fn from_ordered(bits: Self::Ordered) -> Self;
@@ -132,7 +148,7 @@ trait Float: Element {
 }
 
 macro_rules! float {
-    ($float:ty, $unsigned:ty, $signed:ty, $square:expr, $fused_square:expr, $mean:expr) => {
+    ($float:ty, $unsigned:ty, $signed:ty, $largest:expr, $largest_each:expr, $square:expr, $fused_square:expr, $mean:expr) => {
         impl Float for $float {
             type Magnitude = $unsigned;
             type Ordered = $signed;
@@ -140,6 +156,14 @@ macro_rules! float {
             #[inline(always)]
             fn magnitude(self) -> $unsigned {
                 self.to_bits() & <$signed>::MAX as $unsigned
+            }
+            fn largest(values: &[Self]) -> $unsigned {
+                let largest: fn(&[$unsigned]) -> $unsigned = $largest;
+                largest(bytemuck::cast_slice(values))
+            }
+            fn largest_each(totals: &mut [$unsigned], values: &[Self]) {
+                let largest_each: fn(&mut [$unsigned], &[$unsigned]) = $largest_each;
+                largest_each(totals, bytemuck::cast_slice(values))
             }
             fn from_magnitude(bits: $unsigned) -> Self {
                 Self::from_bits(bits)
@@ -176,16 +200,46 @@ macro_rules! float {
     };
 }
 
-float!(f32, u32, i32, |x| (x * x) as f64, |x| (x * x) as f64, |sum, n| {
-    (sum as f32 * mean_factor(n)).sqrt() as f64
-});
-float!(f64, u64, i64, |x| x * x, |x| x * x, |sum, n| (sum * (1.0 / n as f64)).sqrt());
-float!(bf16, u16, i16, |x| (x * x).to_f64(), |x| x.to_f64() * x.to_f64(), |sum, n| {
-    bf16::from_f32(bf16::from_f32(sum as f32 * mean_factor(n)).to_f32().sqrt()).to_f64()
-});
-float!(f16, u16, i16, |x| (x * x).to_f64(), |x| (x * x).to_f64(), |sum, n| {
-    f16::from_f32(f16::from_f32(sum as f32 * mean_factor(n)).to_f32().sqrt()).to_f64()
-});
+float!(
+    f32,
+    u32,
+    i32,
+    largest_magnitude_32,
+    largest_magnitudes_32,
+    |x| (x * x) as f64,
+    |x| (x * x) as f64,
+    |sum, n| { (sum as f32 * mean_factor(n)).sqrt() as f64 }
+);
+float!(f64, u64, i64, largest_64, largest_each_64, |x| x * x, |x| x * x, |sum, n| (sum * (1.0 / n as f64))
+    .sqrt());
+float!(
+    bf16,
+    u16,
+    i16,
+    largest_magnitude_16,
+    largest_magnitudes_16,
+    |x| (x * x).to_f64(),
+    |x| x.to_f64() * x.to_f64(),
+    |sum, n| { bf16::from_f32(bf16::from_f32(sum as f32 * mean_factor(n)).to_f32().sqrt()).to_f64() }
+);
+float!(
+    f16,
+    u16,
+    i16,
+    largest_magnitude_16,
+    largest_magnitudes_16,
+    |x| (x * x).to_f64(),
+    |x| (x * x).to_f64(),
+    |sum, n| { f16::from_f32(f16::from_f32(sum as f32 * mean_factor(n)).to_f32().sqrt()).to_f64() }
+);
+
+fn largest_64(bits: &[u64]) -> u64 {
+    bits.iter().fold(0, |largest, &bits| largest.max(bits << 1 >> 1))
+}
+
+fn largest_each_64(totals: &mut [u64], bits: &[u64]) {
+    totals.iter_mut().zip(bits).for_each(|(total, &bits)| *total = (*total).max(bits << 1 >> 1));
+}
 
 /// XLA multiplies a sum by the reciprocal of the count.
 fn mean_factor(count: usize) -> f32 {
@@ -196,6 +250,7 @@ fn measure<T: Float>(
     array: &Array,
     how: &HowToQuantize,
     arithmetic: Arithmetic,
+    elements: usize,
     shape: &[usize],
     runs: &Runs,
 ) -> Result<Statistics, QuantError> {
@@ -204,7 +259,7 @@ fn measure<T: Float>(
     let entries: usize = shape.iter().product();
     Ok(match how.calibration {
         Calibration::AbsMax { .. } | Calibration::Fixed { .. } => {
-            let found = fold(values, runs, entries, T::magnitude, |a, b| a.max(b));
+            let found = largest::<T>(values, runs, entries);
             Statistics::AbsMax(Array::from_vec(shape, found.into_iter().map(T::from_magnitude).collect())?)
         }
         Calibration::MinMax { .. } => {
@@ -226,7 +281,7 @@ fn measure<T: Float>(
                 Arithmetic::Eager => T::square,
                 Arithmetic::Compiled => T::fused_square,
             };
-            let sums = if array.len() <= SMALL {
+            let sums = if elements <= SMALL {
                 let squares = values.iter().map(|&x| square(x)).collect();
                 windowed_sums::<T>(squares, statistics_axes(array.shape(), how)?)
             } else {
@@ -290,6 +345,20 @@ fn windowed_sums<T: Float>(mut values: Vec<f64>, mut axes: Vec<(usize, bool)>) -
     }
 }
 
+/// The largest magnitude of the elements that meet an entry.
+fn largest<T: Float>(values: &[T], runs: &Runs, entries: usize) -> Vec<T::Magnitude> {
+    let mut found = vec![T::Magnitude::default(); entries];
+    runs.for_each(|start, entry| {
+        let run = &values[start..start + runs.len];
+        if runs.each {
+            T::largest_each(&mut found[entry..entry + runs.len], run);
+        } else {
+            found[entry] = found[entry].max(T::largest(run));
+        }
+    });
+    found
+}
+
 /// Reduces the elements that meet an entry, beginning with `B`'s default.
 fn fold<T: Copy, B: Copy + Default>(
     values: &[T],
@@ -332,8 +401,7 @@ pub fn check_finite(array: &Array) -> Result<(), QuantError> {
     ) -> Result<Option<(usize, &'static str)>, QuantError> {
         let values = array.values::<T>()?;
         // The common case in one pass without a branch an element.
-        let largest = values.iter().fold(T::Magnitude::default(), |m, x| m.max(x.magnitude()));
-        if largest < infinity {
+        if T::largest(&values) < infinity {
             return Ok(None);
         }
         let at = values.iter().position(|x| x.magnitude() >= infinity);

@@ -27,11 +27,20 @@ pub(crate) trait Real:
     fn steps(codebook: &'static [f32]) -> Vec<Self>;
     /// The index of the first value at the smallest distance.
     fn nearest(x: Self, codebook: &[f32]) -> u8;
+    /// Multiplies each value by one factor.
+    fn scale(values: &mut [Self], factor: Self);
+    /// Multiplies each value by its factor.
+    fn scale_each(values: &mut [Self], factors: &[Self]);
+    /// Writes codes of at most eight bits for integers.
+    fn encode_int8(values: &[Self], min: Self, max: Self, codes: &mut [u8]);
+    /// For each value, how many of the steps it is above.
+    fn count_above(values: &[Self], steps: &[Self], counts: &mut [u8]);
 }
 
 macro_rules! real {
-    ($real:ty, $signed:ty, $magic:expr, $from:ident) => {
+    ($real:ty, $signed:ty, $magic:expr, $from:ident { $($kernels:tt)* }) => {
         impl Real for $real {
+            $($kernels)*
             const MAGIC: Self = $magic;
             const ZERO: Self = 0.0;
             #[inline(always)]
@@ -88,8 +97,43 @@ macro_rules! real {
     };
 }
 
-real!(f32, i32, 12_582_912.0, from_f32);
-real!(f64, i64, 6_755_399_441_055_744.0, from_f64);
+real! { f32, i32, 12_582_912.0, from_f32 {
+    fn scale(values: &mut [f32], factor: f32) {
+        qwix_simd::scale_f32(values, factor);
+    }
+    fn scale_each(values: &mut [f32], factors: &[f32]) {
+        qwix_simd::multiply_f32(values, factors);
+    }
+    fn encode_int8(values: &[f32], min: f32, max: f32, codes: &mut [u8]) {
+        qwix_simd::quantize_i8(values, 1.0, 0.0, min, max, bytemuck::cast_slice_mut(codes));
+    }
+    fn count_above(values: &[f32], steps: &[f32], counts: &mut [u8]) {
+        match steps.try_into() {
+            Ok(steps) => qwix_simd::count_above(values, steps, counts),
+            Err(_) => count_above(values, steps, counts),
+        }
+    }
+} }
+real! { f64, i64, 6_755_399_441_055_744.0, from_f64 {
+    fn scale(values: &mut [f64], factor: f64) {
+        values.iter_mut().for_each(|x| *x *= factor);
+    }
+    fn scale_each(values: &mut [f64], factors: &[f64]) {
+        values.iter_mut().zip(factors).for_each(|(x, factor)| *x *= factor);
+    }
+    fn encode_int8(values: &[f64], min: f64, max: f64, codes: &mut [u8]) {
+        codes.iter_mut().zip(values).for_each(|(code, &x)| *code = to_int(x, min, max) as u8);
+    }
+    fn count_above(values: &[f64], steps: &[f64], counts: &mut [u8]) {
+        count_above(values, steps, counts);
+    }
+} }
+
+fn count_above<R: Real>(values: &[R], steps: &[R], counts: &mut [u8]) {
+    for (count, &x) in counts.iter_mut().zip(values) {
+        *count = steps.iter().filter(|&&step| x > step).count() as u8;
+    }
+}
 
 /// An array's element beside the type that arithmetic on it is done in.
 pub(crate) trait Wide: Element {
@@ -131,19 +175,13 @@ impl Wide for bf16 {
     type Real = f32;
     fn round_reciprocals(_: &mut [f32]) {}
     fn load(from: &[bf16], to: &mut [f32]) {
-        for (to, from) in to.iter_mut().zip(from) {
-            *to = f32::from_bits((from.to_bits() as u32) << 16);
-        }
+        qwix_simd::widen_bf16(from, to);
     }
     fn store(from: &[f32], to: &mut Vec<bf16>) {
         to.extend(from.iter().map(|x| bf16::from_bits((x.to_bits() >> 16) as u16)));
     }
     fn round(values: &mut [f32]) {
-        for x in values {
-            let bits = x.to_bits();
-            let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000;
-            *x = f32::from_bits(if x.is_nan() { bits } else { rounded });
-        }
+        qwix_simd::round_to_bf16(values);
     }
 }
 
@@ -180,38 +218,26 @@ fn to_int<R: Real>(x: R, min: R, max: R) -> u16 {
     (x + R::MAGIC).low_bits()
 }
 
-/// Writes codes of at most eight bits for integers.
-pub(crate) fn encode_int8<R: Real>(values: &[R], min: R, max: R, codes: &mut Vec<u8>) {
-    codes.extend(values.iter().map(|&x| to_int(x, min, max) as u8));
-}
-
 /// Writes 16-bit integers.
 pub(crate) fn encode_int16<R: Real>(values: &[R], min: R, max: R, codes: &mut Vec<i16>) {
     codes.extend(values.iter().map(|&x| to_int(x, min, max) as i16));
 }
 
 /// Clips, keeping NaN, and writes what `code` makes of it.
-pub(crate) fn encode_float<R: Real>(values: &[R], max: R, code: impl Fn(R) -> u8, codes: &mut Vec<u8>) {
+pub(crate) fn encode_float<R: Real>(values: &[R], max: R, code: impl Fn(R) -> u8, codes: &mut [u8]) {
     let min = R::ZERO - max;
-    codes.extend(values.iter().map(|&x| {
+    for (to, &x) in codes.iter_mut().zip(values) {
         let x = if x < min { min } else { x };
-        code(if x > max { max } else { x })
-    }));
+        *to = code(if x > max { max } else { x });
+    }
 }
 
 /// Writes the index of the nearest value, the lower one on a tie; NaN is 0.
-pub(crate) fn encode_codebook<R: Real>(values: &[R], codebook: &[f32], steps: &[R], codes: &mut Vec<u8>) {
-    let start = codes.len();
-    codes.resize(start + values.len(), 0);
-    let codes = &mut codes[start..];
-    for &step in steps {
-        for (code, &x) in codes.iter_mut().zip(values) {
-            *code += (x > step) as u8;
-        }
-    }
+pub(crate) fn encode_codebook<R: Real>(values: &[R], codebook: &[f32], steps: &[R], codes: &mut [u8]) {
+    R::count_above(values, steps, codes);
     // Far from the codebook the distances to several of its values round to one, and the first of them is taken.
     let far = R::from_f64(65536.0);
-    if values.iter().any(|&x| x > far || x < R::ZERO - far) {
+    if values.iter().fold(false, |any, &x| any | (x > far) | (x < R::ZERO - far)) {
         for (code, &x) in codes.iter_mut().zip(values) {
             if x > far || x < R::ZERO - far {
                 *code = R::nearest(x, codebook);

@@ -169,10 +169,13 @@ impl QArray {
 }
 
 /// Axes before and after a reshape.
-type Group = (Vec<usize>, Vec<usize>);
+pub type Group = (Vec<usize>, Vec<usize>);
 
 /// The smallest groups of consecutive axes that a reshape keeps apart: sizes before and after, of one product.
-fn reshape_groups(old: &[usize], new: &[usize]) -> Result<Vec<Group>, QuantError> {
+///
+/// # Errors
+/// When the numbers of elements differ.
+pub fn reshape_groups(old: &[usize], new: &[usize]) -> Result<Vec<Group>, QuantError> {
     if element_count(old) != element_count(new) {
         return Err(QuantError::Invalid(format!(
             "cannot reshape {old:?} into {new:?}: the numbers of elements differ"

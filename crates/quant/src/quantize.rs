@@ -2,7 +2,7 @@
 
 use qwix_array::{Array, DType, F4E2M1FN, F8E4M3FN, F8E5M2, bf16, f16};
 
-use crate::kernel::{CHUNK, Real, Wide, encode_codebook, encode_float, encode_int8, encode_int16};
+use crate::kernel::{CHUNK, Real, Wide, encode_codebook, encode_float, encode_int16};
 use crate::runs::Runs;
 use crate::scale::scale_zero_point;
 use crate::{Arithmetic, Codec, HowToQuantize, QArray, QType, QuantError};
@@ -42,6 +42,20 @@ pub fn quantize_with_scale_zero_point(
     zero_point: Option<&Array>,
 ) -> Result<QArray, QuantError> {
     let scale = scale.convert(array.dtype());
+    let elementwise = scale.shape() == array.shape();
+    let qvalue = encode_with(array, qtype, &scale, zero_point, elementwise)?;
+    QArray::new(qvalue, scale, zero_point.cloned(), qtype)
+}
+
+/// The stored values. `elementwise` says whether the whole array, of which this may be a piece, has a scale for every
+/// element. The scale is of the array's dtype.
+pub(crate) fn encode_with(
+    array: &Array,
+    qtype: &'static QType,
+    scale: &Array,
+    zero_point: Option<&Array>,
+    elementwise: bool,
+) -> Result<Array, QuantError> {
     if let Some(zero_point) = zero_point
         && zero_point.shape() != scale.shape()
     {
@@ -51,14 +65,13 @@ pub fn quantize_with_scale_zero_point(
             zero_point.shape()
         )));
     }
-    let qvalue = match array.dtype() {
-        DType::F32 => encode::<f32>(array, qtype, &scale, zero_point)?,
-        DType::F64 => encode::<f64>(array, qtype, &scale, zero_point)?,
-        DType::BF16 => encode::<bf16>(array, qtype, &scale, zero_point)?,
-        DType::F16 => encode::<f16>(array, qtype, &scale, zero_point)?,
-        dtype => return Err(QuantError::NotFloat { dtype }),
-    };
-    QArray::new(qvalue, scale, zero_point.cloned(), qtype)
+    match array.dtype() {
+        DType::F32 => encode::<f32>(array, qtype, scale, zero_point, elementwise),
+        DType::F64 => encode::<f64>(array, qtype, scale, zero_point, elementwise),
+        DType::BF16 => encode::<bf16>(array, qtype, scale, zero_point, elementwise),
+        DType::F16 => encode::<f16>(array, qtype, scale, zero_point, elementwise),
+        dtype => Err(QuantError::NotFloat { dtype }),
+    }
 }
 
 fn runs(shape: &[usize], scale: &[usize]) -> Result<Runs, QuantError> {
@@ -95,55 +108,77 @@ fn encode<T: Wide>(
     qtype: &QType,
     scale: &Array,
     zero_point: Option<&Array>,
+    elementwise: bool,
 ) -> Result<Array, QuantError> {
     let shape = array.shape();
     let real = T::Real::from_f64;
     let source = Scaled::<T> {
         values: &array.values::<T>()?,
         runs: runs(shape, scale.shape())?,
-        divide: scale.shape() == shape,
+        divide: elementwise,
         scale: reals(scale),
         zero_point: zero_point.map(|z| reals(&z.convert(array.dtype()))),
     };
-    let mut codes = Vec::new();
-    match qtype.codec {
-        Codec::Int { min, max } => {
+    if qtype.storage.bits() > 8 {
+        let Codec::Int { min, max } = qtype.codec else {
+            return Err(QuantError::Invalid(format!("{qtype} cannot be stored as {}", qtype.storage)));
+        };
+        let mut wide = Vec::with_capacity(array.len());
+        source.for_each_chunk(|values| encode_int16(values, real(min as f64), real(max as f64), &mut wide));
+        return Ok(Array::from_vec(shape, wide)?);
+    }
+    let bytes = qtype.storage.byte_len(array.len()).unwrap_or(0);
+    let mut out = Codes { bytes: vec![0; bytes], packed: qtype.storage.is_packed(), done: 0 };
+    let max = real(qtype.symmetric_bound);
+    match (qtype.codec, qtype.storage) {
+        (Codec::Int { min, max }, _) => {
             let (min, max) = (real(min as f64), real(max as f64));
-            if qtype.storage.bits() > 8 {
-                let mut wide = Vec::with_capacity(array.len());
-                source.for_each_chunk(|values| encode_int16(values, min, max, &mut wide));
-                return Ok(Array::from_vec(shape, wide)?);
-            }
-            codes.reserve(array.len());
-            source.for_each_chunk(|values| encode_int8(values, min, max, &mut codes));
+            source.for_each_chunk(|values| {
+                out.put(values.len(), |codes| T::Real::encode_int8(values, min, max, codes))
+            });
         }
-        Codec::Float => {
-            codes.reserve(array.len());
-            let max = real(qtype.symmetric_bound);
-            match qtype.storage {
-                DType::F8E4M3FN => {
-                    source.for_each_chunk(|values| encode_float(values, max, T::Real::to_e4m3, &mut codes));
-                }
-                DType::F8E5M2 => {
-                    source.for_each_chunk(|values| encode_float(values, max, T::Real::to_e5m2, &mut codes));
-                }
-                DType::F4E2M1FN => {
-                    source.for_each_chunk(|values| encode_float(values, max, T::Real::to_e2m1, &mut codes));
-                }
-                storage => return Err(QuantError::Invalid(format!("{qtype} cannot be stored as {storage}"))),
-            }
+        (Codec::Float, DType::F8E4M3FN) => source.for_each_chunk(|values| {
+            out.put(values.len(), |codes| encode_float(values, max, T::Real::to_e4m3, codes));
+        }),
+        (Codec::Float, DType::F8E5M2) => source.for_each_chunk(|values| {
+            out.put(values.len(), |codes| encode_float(values, max, T::Real::to_e5m2, codes));
+        }),
+        (Codec::Float, DType::F4E2M1FN) => source.for_each_chunk(|values| {
+            out.put(values.len(), |codes| encode_float(values, max, T::Real::to_e2m1, codes));
+        }),
+        (Codec::Float, storage) => {
+            return Err(QuantError::Invalid(format!("{qtype} cannot be stored as {storage}")));
         }
-        Codec::Codebook(codebook) => {
-            codes.reserve(array.len());
+        (Codec::Codebook(codebook), _) => {
             let steps = T::Real::steps(codebook);
-            source.for_each_chunk(|values| encode_codebook(values, codebook, &steps, &mut codes));
+            source.for_each_chunk(|values| {
+                out.put(values.len(), |codes| encode_codebook(values, codebook, &steps, codes));
+            });
         }
     }
-    Ok(if qtype.storage.is_packed() {
-        Array::pack(qtype.storage, shape, &codes)?
-    } else {
-        Array::from_bytes(qtype.storage, shape, codes)?
-    })
+    Ok(Array::from_bytes(qtype.storage, shape, out.bytes)?)
+}
+
+/// Codes of at most eight bits, stored a byte each or packed.
+struct Codes {
+    bytes: Vec<u8>,
+    packed: bool,
+    /// How many there are.
+    done: usize,
+}
+
+impl Codes {
+    /// Adds so many codes, at most a chunk; all chunks but the last have an even number.
+    fn put(&mut self, count: usize, encode: impl FnOnce(&mut [u8])) {
+        if self.packed {
+            let mut codes = [0; CHUNK];
+            encode(&mut codes[..count]);
+            qwix_simd::pack_nibbles(&codes[..count], &mut self.bytes[self.done / 2..]);
+        } else {
+            encode(&mut self.bytes[self.done..self.done + count]);
+        }
+        self.done += count;
+    }
 }
 
 /// An array that is scaled while it is read.
@@ -160,7 +195,6 @@ impl<T: Wide> Scaled<'_, T> {
     fn for_each_chunk(&self, mut emit: impl FnMut(&[T::Real])) {
         let factors = if self.divide { self.scale.clone() } else { reciprocals::<T>(&self.scale) };
         let mut chunk = Chunk::<T::Real>::default();
-        let mut loaded = [T::Real::default(); CHUNK];
         let finish = |chunk: &mut Chunk<T::Real>, emit: &mut dyn FnMut(&[T::Real])| {
             let values = &mut chunk.values[..chunk.len];
             T::round(values);
@@ -179,25 +213,23 @@ impl<T: Wide> Scaled<'_, T> {
                 let n = (self.runs.len - done).min(CHUNK - chunk.len);
                 let at = chunk.len;
                 let to = &mut chunk.values[at..at + n];
-                let from = &mut loaded[..n];
-                T::load(&self.values[start + done..start + done + n], from);
+                T::load(&self.values[start + done..start + done + n], to);
                 if self.runs.each {
-                    let factors = &factors[entry + done..entry + done + n];
+                    let at_entry = entry + done..entry + done + n;
                     if self.divide {
-                        to.iter_mut().zip(from).zip(factors).for_each(|((to, x), f)| *to = x.divide(*f));
+                        to.iter_mut().zip(&factors[at_entry.clone()]).for_each(|(x, f)| *x = x.divide(*f));
                     } else {
-                        to.iter_mut().zip(from).zip(factors).for_each(|((to, x), f)| *to = *x * *f);
+                        T::Real::scale_each(to, &factors[at_entry.clone()]);
                     }
                     if let Some(zero_point) = &self.zero_point {
-                        chunk.offsets[at..at + n]
-                            .copy_from_slice(&zero_point[entry + done..entry + done + n]);
+                        chunk.offsets[at..at + n].copy_from_slice(&zero_point[at_entry]);
                     }
                 } else {
                     let factor = factors[entry];
                     if self.divide {
-                        to.iter_mut().zip(from).for_each(|(to, x)| *to = x.divide(factor));
+                        to.iter_mut().for_each(|x| *x = x.divide(factor));
                     } else {
-                        to.iter_mut().zip(from).for_each(|(to, x)| *to = *x * factor);
+                        T::Real::scale(to, factor);
                     }
                     if let Some(zero_point) = &self.zero_point {
                         chunk.offsets[at..at + n].fill(zero_point[entry]);

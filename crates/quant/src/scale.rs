@@ -32,13 +32,25 @@ pub fn compute_scale_zero_point(
     range: &Range,
     qtype: &'static QType,
 ) -> Result<(Array, Option<Array>), QuantError> {
+    let entries = match range {
+        Range::Symmetric { absmax } => absmax.len(),
+        Range::Asymmetric { min, .. } => min.len(),
+    };
+    scale_of(range, qtype, entries == 1)
+}
+
+/// [`compute_scale_zero_point`] of some of the ranges of an array; `one` when it has no other.
+pub(crate) fn scale_of(
+    range: &Range,
+    qtype: &'static QType,
+    one: bool,
+) -> Result<(Array, Option<Array>), QuantError> {
     match range {
         Range::Symmetric { absmax } => {
-            let one = absmax.len() == 1;
             let scale = divided(absmax, qtype.symmetric_bound, one)?;
             Ok((finish(scale, qtype)?, None))
         }
-        Range::Asymmetric { min, max } => asymmetric(min, &width(max, min, None)?, qtype, min.len() == 1),
+        Range::Asymmetric { min, max } => asymmetric(min, &width(max, min, None)?, qtype, one),
     }
 }
 

@@ -30,12 +30,19 @@ struct Index {
 }
 
 impl Checkpoint {
-    /// Opens a checkpoint: a `.safetensors` file, or the `.json` index of several.
+    /// Opens a checkpoint: a `.safetensors` file, the `.json` index of several, or a folder that holds one of these.
     ///
     /// # Errors
     /// When a file cannot be read, a header is wrong, the index and its shards disagree, or two keys are one path.
     pub fn open(name: impl AsRef<FilePath>) -> Result<Self> {
-        let name = name.as_ref();
+        let found;
+        let name = match name.as_ref() {
+            folder if folder.is_dir() => {
+                found = in_folder(folder)?;
+                found.as_path()
+            }
+            name => name,
+        };
         let is_index = name.extension().is_some_and(|e| e.eq_ignore_ascii_case("json"));
         let (files, keys) = if is_index { open_shards(name)? } else { open_single(name)? };
         let mut tensors = BTreeMap::new();
@@ -64,6 +71,11 @@ impl Checkpoint {
     /// Every parameter path, in order.
     pub fn paths(&self) -> BTreeSet<Path> {
         self.tensors.keys().cloned().collect()
+    }
+
+    /// Every parameter path with its type, in order, without reading any.
+    pub fn types(&self) -> impl Iterator<Item = (&Path, &ArrayType)> {
+        self.tensors.iter().filter_map(|(path, (file, key))| Some((path, self.files.get(*file)?.get(key)?)))
     }
 
     /// Whether it holds a parameter.
@@ -108,6 +120,20 @@ impl Checkpoint {
         found.ok_or_else(|| Error::checkpoint(&self.name, Some(path.as_str()), "is not in the checkpoint"))
     }
 
+    /// Reads part of a parameter's bytes, from so many bytes after its first.
+    ///
+    /// # Errors
+    /// When the checkpoint does not hold it or it has fewer bytes, or its file cannot be read.
+    pub fn read_part(&self, path: &Path, from: u64, bytes: &mut [u8]) -> Result<()> {
+        let (file, key) = self.find(path)?;
+        file.read_part(key, from, bytes)
+    }
+
+    /// The files that it is in.
+    pub(crate) fn files(&self) -> &[TensorFile] {
+        &self.files
+    }
+
     /// Reads everything into memory. For models that fit it twice; [`Checkpoint::read`] streams, [`Checkpoint::map`]
     /// borrows.
     ///
@@ -115,6 +141,34 @@ impl Checkpoint {
     /// When a file cannot be read.
     pub fn read_all(&self) -> Result<Params> {
         self.tensors.keys().map(|path| Ok((path.clone(), Value::Array(self.read(path)?)))).collect()
+    }
+}
+
+/// The checkpoint in a folder: its only index, or its only safetensors file.
+fn in_folder(folder: &FilePath) -> Result<PathBuf> {
+    let io = |e| Error::io("read", folder, e);
+    let (mut indices, mut files) = (Vec::new(), Vec::new());
+    for entry in std::fs::read_dir(folder).map_err(io)? {
+        let file = entry.map_err(io)?.path();
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name.ends_with(".safetensors.index.json") {
+            indices.push(file);
+        } else if name.ends_with(".safetensors") {
+            files.push(file);
+        }
+    }
+    let several = |what: &str| {
+        let reason = format!("holds several {what}; give one of them by its name");
+        Err(Error::checkpoint(folder, None, reason))
+    };
+    match (indices.as_slice(), files.as_slice()) {
+        ([index], _) => Ok(index.clone()),
+        ([_, ..], _) => several("indices of safetensors files"),
+        ([], [file]) => Ok(file.clone()),
+        ([], [_, ..]) => {
+            several("safetensors files and no `.safetensors.index.json` that says what belongs together")
+        }
+        ([], []) => Err(Error::checkpoint(folder, None, "holds no safetensors file and no index of any")),
     }
 }
 

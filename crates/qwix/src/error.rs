@@ -43,6 +43,19 @@ pub enum Error {
         /// Why it was not.
         reason: String,
     },
+    /// Less memory than quantizing needs.
+    #[error(
+        "{} of memory are too little: parameter `{path}` needs {}; give --max-memory {}MiB or more",
+        mib(*given), mib(*least), least.div_ceil(1 << 20)
+    )]
+    Memory {
+        /// What was allowed, in bytes.
+        given: u64,
+        /// The least that works.
+        least: u64,
+        /// The parameter that needs most.
+        path: qwix_graph::Path,
+    },
     /// Something that has no form on disk or no meaning here.
     #[error("{0}")]
     Unsupported(String),
@@ -106,6 +119,11 @@ pub enum Error {
     /// The graph cannot be compiled or run.
     #[error(transparent)]
     Eval(#[from] qwix_eval::EvalError),
+}
+
+/// Bytes for people.
+fn mib(bytes: u64) -> String {
+    format!("{} MiB", bytes.div_ceil(1 << 20))
 }
 
 impl Error {

@@ -87,6 +87,54 @@ fn replace_file(target: &FilePath, write: impl FnOnce(&File) -> Result<()>) -> R
     Ok(())
 }
 
+/// Fills a buffer from a place in a file.
+#[cfg(unix)]
+pub(crate) fn read_exact_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset)
+}
+
+/// Writes at a place in a file.
+#[cfg(unix)]
+pub(crate) fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
+}
+
+/// Fills a buffer from a place in a file.
+#[cfg(windows)]
+pub(crate) fn read_exact_at(file: &File, mut bytes: &mut [u8], mut offset: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let n = std::os::windows::fs::FileExt::seek_read(file, bytes, offset)?;
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        bytes = &mut bytes[n..];
+        offset += n as u64;
+    }
+    Ok(())
+}
+
+/// Writes at a place in a file.
+#[cfg(windows)]
+pub(crate) fn write_all_at(file: &File, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let n = std::os::windows::fs::FileExt::seek_write(file, bytes, offset)?;
+        if n == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        bytes = &bytes[n..];
+        offset += n as u64;
+    }
+    Ok(())
+}
+
+/// So many threads as were asked for; for 0, as many as the machine has cores.
+pub(crate) fn available_threads(asked: usize) -> usize {
+    match asked {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        asked => asked,
+    }
+}
+
 /// A directory in the making beside its target; gone when it is dropped before [`NewDir::commit`].
 #[derive(Debug)]
 pub struct NewDir {
@@ -131,9 +179,9 @@ impl NewDir {
         file.finish()
     }
 
-    /// Where a file of it lies until [`NewDir::commit`].
-    pub fn file(&self, name: &str) -> PathBuf {
-        self.temp.path().join(name)
+    /// The name that a file of it will have.
+    pub(crate) fn shown(&self, name: &str) -> PathBuf {
+        self.target.join(name)
     }
 
     /// Puts it at its target: where nothing is, in place of an empty directory, or, with `replace`, in place of the
@@ -196,8 +244,9 @@ pub struct NewFile {
 }
 
 impl NewFile {
-    pub(crate) fn of(name: PathBuf, out: BufWriter<File>) -> Self {
-        NewFile { name, out }
+    /// The file, to which nothing was written yet.
+    pub(crate) fn into_file(self) -> File {
+        self.out.into_parts().0
     }
 
     /// The name that it will have.
@@ -215,7 +264,7 @@ impl NewFile {
     }
 }
 
-fn parent(target: &FilePath) -> &FilePath {
+pub(crate) fn parent(target: &FilePath) -> &FilePath {
     match target.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => FilePath::new("."),
@@ -223,21 +272,21 @@ fn parent(target: &FilePath) -> &FilePath {
 }
 
 /// Whether something other than an empty directory is there.
-fn is_taken(target: &FilePath) -> bool {
+pub(crate) fn is_taken(target: &FilePath) -> bool {
     match fs::read_dir(target) {
         Ok(mut entries) => entries.next().is_some(),
         Err(_) => fs::symlink_metadata(target).is_ok(),
     }
 }
 
-fn in_the_way(target: &FilePath) -> Error {
+pub(crate) fn in_the_way(target: &FilePath) -> Error {
     Error::Target {
         target: target.to_owned(),
         reason: "exists and is not an empty directory; choose another name, or remove it first".into(),
     }
 }
 
-fn hidden_prefix(target: &FilePath) -> OsString {
+pub(crate) fn hidden_prefix(target: &FilePath) -> OsString {
     let mut prefix = OsString::from(".");
     prefix.push(target.file_name().unwrap_or_default());
     prefix.push(".");
@@ -245,7 +294,7 @@ fn hidden_prefix(target: &FilePath) -> OsString {
 }
 
 /// A rename is on the disk when its folder is. Not every system can, and the data itself is already there.
-fn sync_folder(folder: &FilePath) {
+pub(crate) fn sync_folder(folder: &FilePath) {
     if let Ok(folder) = File::open(folder) {
         let _ = folder.sync_all();
     }

@@ -28,7 +28,8 @@
 //! | read weights that were quantized elsewhere (GPTQ, AWQ, compressed-tensors, FP8, MXFP4, NVFP4) | [`Prequantized`], [`process_prequantized_params`], [`restore_quantization_rules`] |
 //! | calibrate static ranges | [`QtProvider`], [`calibrate()`], [`CalibrationData`], [`read_stats`], [`write_stats`] |
 //! | run | [`Model::compile`], [`CpuBackend`], [`XlaBackend`] (with [`NativeKernels`]), [`ReferenceBackend`] |
-//! | keep a quantized model on disk | [`PackageWriter`], [`Package`] |
+//! | quantize a checkpoint of any size into a package | [`QuantizeJob`] |
+//! | keep a quantized model on disk | [`PackageWriter`], [`Package`], [`verify_package`] |
 //! | see what quantizing did to each parameter | [`ReportBuilder`], [`Report`] |
 
 #![forbid(unsafe_code)]
@@ -38,10 +39,12 @@ mod calibration;
 mod checkpoint;
 mod error;
 pub mod files;
+mod hash;
 mod model;
 mod noise;
 mod package;
 mod prequantized;
+mod quantize;
 mod report;
 mod rules;
 mod streaming;
@@ -54,8 +57,12 @@ pub use checkpoint::Checkpoint;
 pub use error::{Error, Result};
 pub use model::Model;
 pub use noise::sqnr;
-pub use package::{Package, PackageWriter};
+pub use package::{Fault, Package, PackageWriter, Verifying, verify_package};
 pub use prequantized::{ActOrder, ImportOptions, Layout, NameMap, Prequantized, Taken};
+pub use quantize::{
+    DEFAULT_MEMORY, DEFAULT_SHARD_SIZE, QuantizeJob, QuantizePlan, QuantizeProgress, Quantized,
+    memory::peak_resident,
+};
 pub use qwix_array::{Array, ArrayError, DType};
 pub use qwix_cpu::CpuBackend;
 pub use qwix_eval::{Backend, EvalError, Executable, Loader, Params, ReferenceBackend, Value};
@@ -68,14 +75,17 @@ pub use qwix_pjrt::XlaBackend;
 pub use qwix_ptq::{
     CalibrateError, Calibrator, Outcome, ProcessPrequantized, Provider, PtqError, PtqModel, PtqProvider,
     QtProvider, QuantStats, QuantizationRule, QuantizeParams, Report as PtqReport, RestoreRules,
-    RestoredActs, SideVerdict, Site, Stats, Sums, Template, TileSize, Unfinished, Verdict, Warning, bytes_of,
-    bytes_of_variables, calibrate, explain, find_sites, process_prequantized_param,
-    process_prequantized_params, quantize_model, quantize_param, quantize_params, quantize_params_with,
-    quantize_stats, quantize_variables, restore_quantization_rules, type_of_qarray,
+    RestoredActs, SideVerdict, Site, Stats, Sums, Template, TileSize, Unfinished, Verdict, Warning,
+    WeightLayout, WeightRule, bytes_of, bytes_of_variables, calibrate, explain, find_sites,
+    process_prequantized_param, process_prequantized_params, quantize_model, quantize_param, quantize_params,
+    quantize_params_with, quantize_stats, quantize_variables, restore_quantization_rules, type_of_qarray,
+    weights_only,
 };
-pub use qwix_quant::{Calibration, Granularity, HowToQuantize, QArray, QType, QuantError, Tile};
+pub use qwix_quant::{
+    Calibration, Granularity, HowToQuantize, QArray, QType, QuantError, Tile, dequantize, quantize,
+};
 pub use report::{BINS, Histogram, Kind, Report, ReportBuilder, SAMPLED, TensorReport, Totals};
-pub use rules::read_rules;
+pub use rules::{read_rules, read_weight_rules};
 pub use streaming::{
     Loaded, Loading, Made, Online, ParamReader, Progress, quantize_checkpoint, quantize_online,
 };

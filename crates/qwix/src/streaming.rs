@@ -12,6 +12,7 @@ use qwix_ptq::{
     Provider, PtqError, PtqModel, QuantStats, Template, quantize_model, quantize_param, quantize_stats,
 };
 
+use crate::files::available_threads;
 use crate::{Checkpoint, Error, Model, Result};
 
 /// Something that holds float parameters and reads them one by one; from another thread than the one that uses them.
@@ -173,10 +174,7 @@ pub fn quantize_checkpoint(
     thread::scope(|scope| {
         // Whatever happens below, the threads come to an end, and so does the scope.
         let end = EndOnDrop(&pipeline);
-        let threads = match loading.threads {
-            0 => thread::available_parallelism().map_or(1, usize::from),
-            threads => threads,
-        };
+        let threads = available_threads(loading.threads);
         let start = |work: &'static str| thread::Builder::new().name(format!("qwix-{work}"));
         let failed = |e| Error::Unsupported(format!("cannot start a thread: {e}"));
         let read = || pipeline.read(reader, &items, bound);

@@ -17,6 +17,8 @@ use safetensors::tensor::TensorInfo;
 use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use crate::files::read_exact_at;
+use crate::hash::sha256;
 use crate::{Error, Result};
 
 /// The largest header that is read, as in the format's own library.
@@ -28,6 +30,8 @@ pub struct TensorFile {
     name: PathBuf,
     file: File,
     size: u64,
+    /// Of the file's first bytes: the header's length and the header.
+    header_sha256: String,
     tensors: BTreeMap<String, Entry>,
     /// The whole file, from the first [`TensorFile::map`] on; nothing where it cannot be mapped.
     mapped: OnceLock<Option<Arc<dyn Buffer>>>,
@@ -67,12 +71,14 @@ impl TensorFile {
             )));
         }
         // At most MAX_HEADER, so it fits a usize.
-        let mut header = vec![0; header_len as usize];
-        file.read_exact(&mut header).map_err(io)?;
-        let header: Header = serde_json::from_slice(&header)
+        let mut bytes = prefix.to_vec();
+        bytes.resize(8 + header_len as usize, 0);
+        file.read_exact(&mut bytes[8..]).map_err(io)?;
+        let header: Header = serde_json::from_slice(&bytes[8..])
             .map_err(|e| bad(format!("the header is not what safetensors writes: {e}")))?;
         let tensors = check(name, header, 8 + header_len, size)?;
-        Ok(TensorFile { name: name.to_owned(), file, size, tensors, mapped: OnceLock::new() })
+        let header_sha256 = sha256(&bytes);
+        Ok(TensorFile { name: name.to_owned(), file, size, header_sha256, tensors, mapped: OnceLock::new() })
     }
 
     /// The file's name, as it was given.
@@ -88,6 +94,16 @@ impl TensorFile {
     /// The type of one tensor.
     pub fn get(&self, key: &str) -> Option<&ArrayType> {
         self.tensors.get(key).map(|entry| &entry.ty)
+    }
+
+    /// The SHA-256 of the file's first bytes: the header's length and the header.
+    pub(crate) fn header_sha256(&self) -> &str {
+        &self.header_sha256
+    }
+
+    /// Each tensor's key, where its bytes begin in the file, and how many they are.
+    pub(crate) fn spans(&self) -> impl Iterator<Item = (&str, u64, u64)> {
+        self.tensors.iter().map(|(key, entry)| (key.as_str(), entry.offset, entry.len as u64))
     }
 
     /// Where the bytes of one tensor begin in the file.
@@ -127,6 +143,25 @@ impl TensorFile {
             start..start + entry.len,
         )?;
         self.checked(key, array)
+    }
+
+    /// Reads part of a tensor's bytes, from so many bytes after its first.
+    ///
+    /// # Errors
+    /// When there is no tensor of that key, it has fewer bytes, or the file cannot be read.
+    pub fn read_part(&self, key: &str, from: u64, bytes: &mut [u8]) -> Result<()> {
+        let bad = |reason: &str| Error::checkpoint(&self.name, Some(key), reason);
+        let entry = self.entry(key)?;
+        let end = from.checked_add(bytes.len() as u64).filter(|&end| end <= entry.len as u64);
+        if end.is_none() {
+            return Err(bad("has fewer bytes than were asked for"));
+        }
+        read_exact_at(&self.file, bytes, entry.offset.saturating_add(from))
+            .map_err(|source| Error::io("read", &self.name, source))?;
+        if entry.ty.dtype == DType::Pred && bytes.iter().any(|&b| b > 1) {
+            return Err(bad("holds a boolean that is neither 0 nor 1"));
+        }
+        Ok(())
     }
 
     fn mapped(&self) -> Result<Option<&Arc<dyn Buffer>>> {
@@ -246,24 +281,6 @@ impl<'de> Deserialize<'de> for Header {
     }
 }
 
-#[cfg(unix)]
-fn read_exact_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
-    std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset)
-}
-
-#[cfg(windows)]
-fn read_exact_at(file: &File, mut bytes: &mut [u8], mut offset: u64) -> io::Result<()> {
-    while !bytes.is_empty() {
-        let n = std::os::windows::fs::FileExt::seek_read(file, bytes, offset)?;
-        if n == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        bytes = &mut bytes[n..];
-        offset += n as u64;
-    }
-    Ok(())
-}
-
 /// Our dtype for the format's.
 fn dtype_of(dtype: Dtype) -> Option<DType> {
     Some(match dtype {
@@ -313,14 +330,15 @@ fn name_of(dtype: DType) -> Option<Dtype> {
 
 /// Where each tensor of a file to be written goes: widest elements first, then by key, so that every tensor is
 /// aligned and the same tensors give the same bytes.
-struct Layout {
-    header: Vec<u8>,
+pub(crate) struct Layout {
+    /// The file's first bytes.
+    pub header: Vec<u8>,
     /// Key, type, offset from the end of the header; in the order of the file.
-    order: Vec<(String, ArrayType, usize)>,
+    pub order: Vec<(String, ArrayType, usize)>,
 }
 
 impl Layout {
-    fn new(types: BTreeMap<String, ArrayType>) -> io::Result<Self> {
+    pub fn new(types: BTreeMap<String, ArrayType>) -> io::Result<Self> {
         let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidInput, reason);
         let mut order: Vec<(String, ArrayType)> = types.into_iter().collect();
         order.sort_by_key(|(_, ty)| std::cmp::Reverse(ty.dtype.bits()));

@@ -5,7 +5,7 @@ use std::path::{Path as FilePath, PathBuf};
 
 use qwix::{
     ActOrder, Checkpoint, ImportOptions, Model, Package, PackageWriter, Prequantized, PtqProvider,
-    QuantizationRule, TensorFile, explain, quantize_model, quantize_params,
+    QuantizationRule, TensorFile, Verifying, explain, quantize_model, quantize_params, verify_package,
 };
 
 fn digits(name: &str) -> PathBuf {
@@ -103,15 +103,40 @@ fn damaged_packages_are_opened_or_refused() {
     }
     writer.finish("[]", false).unwrap();
     let mut random = Random(0xda94_2042_e4dd_58b5);
-    for name in ["manifest.json", "model.hlo", "rules.json", "params.safetensors"] {
-        let file = target.join(name);
-        let good = fs::read(&file).unwrap();
-        for _ in 0..400 {
-            fs::write(&file, random.damage(&good)).unwrap();
+    let files: Vec<PathBuf> = fs::read_dir(&target).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(files.len(), 6);
+    let mut missed = vec![];
+    for file in &files {
+        let good = fs::read(file).unwrap();
+        for round in 0..300 {
+            let mut bad = good.clone();
+            if round % 3 == 0 {
+                bad = random.damage(&good);
+            } else {
+                bad[random.below(good.len())] ^= 1 << random.below(8);
+            }
+            fs::write(file, &bad).unwrap();
             let _ = Package::open(&target).map(|package| (package.verify(), package.read_all()));
+            if bad != good && verify_package(&target, &Verifying::default()).unwrap().is_empty() {
+                missed.push(format!("{} in round {round}", file.display()));
+            }
         }
-        fs::write(&file, good).unwrap();
+        fs::remove_file(file).unwrap();
+        let _ = Package::open(&target);
+        if verify_package(&target, &Verifying::default()).unwrap().is_empty() {
+            missed.push(format!("{} is gone", file.display()));
+        }
+        fs::write(file, good).unwrap();
     }
+    for foreign in ["notes.txt", ".hidden", "params-00002-of-00002.safetensors"] {
+        fs::write(target.join(foreign), "x").unwrap();
+        let faults = verify_package(&target, &Verifying::default()).unwrap();
+        if !faults.iter().any(|fault| fault.file == foreign) {
+            missed.push(format!("{foreign}: {faults:?}"));
+        }
+        fs::remove_file(target.join(foreign)).unwrap();
+    }
+    assert!(missed.is_empty(), "{missed:#?}");
     assert_eq!(Package::open(&target).unwrap().read_all().unwrap(), params);
 }
 

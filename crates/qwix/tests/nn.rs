@@ -71,6 +71,6 @@ fn a_model_in_rust_is_the_exported_one() {
         }
         writer.finish("[]", false).unwrap();
         let package = Package::open(&target).unwrap();
-        assert_eq!(run(package.model(), &package.read_all().unwrap()), run(&ours, &params));
+        assert_eq!(run(package.model().unwrap(), &package.read_all().unwrap()), run(&ours, &params));
     }
 }

@@ -5,7 +5,8 @@ use std::path::{Path as FilePath, PathBuf};
 
 use qwix::{
     Checkpoint, CpuBackend, Error, Model, Package, PackageWriter, Params, Path, PtqProvider, QuantStats,
-    QuantizationRule, TensorFile, quantize_model, quantize_params, read_rules,
+    QuantizationRule, TensorFile, Value, Verifying, quantize_model, quantize_params, read_rules,
+    verify_package, widened,
 };
 
 fn goldens() -> PathBuf {
@@ -51,10 +52,10 @@ fn round_trip(case: &FilePath, target: &FilePath) -> Result<(), String> {
     writer.finish(&rules_text, true).map_err(say)?;
     let package = Package::open(target).map_err(say)?;
     package.verify().map_err(say)?;
-    if package.model().parameters != quantized.parameters {
+    if package.parameters() != quantized.parameters {
         return Err("the signature differs".into());
     }
-    if **package.model() != *quantized {
+    if **package.model().unwrap() != *quantized {
         return Err("the graph differs".into());
     }
     if package.read_all().map_err(say)? != params {
@@ -147,5 +148,47 @@ fn mapped_parameters_compute_the_same() {
     }
     writer.finish("[]", false).unwrap();
     let package = Package::open(&target).unwrap();
-    assert_eq!(outputs(package.model(), package.read_all().unwrap()), outputs(&quantized, params));
+    assert_eq!(outputs(package.model().unwrap(), package.read_all().unwrap()), outputs(&quantized, params));
+}
+
+/// What `qwix 0.1.0` wrote before there were shards opens as it did: `expected.safetensors` is what its `qwix dump` said.
+#[test]
+fn a_package_of_version_1_still_opens() {
+    let fixtures = FilePath::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/package-v1");
+    let package = Package::open(fixtures.join("package")).unwrap();
+    package.verify().unwrap();
+    assert_eq!(verify_package(fixtures.join("package"), &Verifying::default()).unwrap(), []);
+    assert_eq!(package.model().unwrap().parameters, package.parameters());
+    let expected = TensorFile::open(fixtures.join("expected.safetensors")).unwrap();
+    let mut compared = 0;
+    for (path, value) in package.read_all().unwrap() {
+        let parts = match value {
+            Value::Array(array) => vec![(path.to_string(), array)],
+            Value::QArray(q) => {
+                [("qvalue", Some(q.qvalue())), ("scale", Some(q.scale())), ("zero_point", q.zero_point())]
+                    .into_iter()
+                    .filter_map(|(part, array)| Some((format!("{path}/{part}"), array?.clone())))
+                    .collect()
+            }
+            Value::Tuple(_) => vec![],
+        };
+        for (key, array) in parts {
+            assert_eq!(expected.read(&key).unwrap(), widened(&array), "{key}");
+            compared += 1;
+        }
+    }
+    assert_eq!(compared, expected.iter().count());
+    // Its parameters are covered by the hash of their file.
+    let folder = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(fixtures.join("package")).unwrap() {
+        let file = entry.unwrap().path();
+        fs::copy(&file, folder.path().join(file.file_name().unwrap())).unwrap();
+    }
+    let file = folder.path().join("params.safetensors");
+    let mut bytes = fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&file, bytes).unwrap();
+    let faults = verify_package(folder.path(), &Verifying::default()).unwrap();
+    assert_eq!(faults.len(), 1, "{faults:?}");
+    assert!(Package::open(folder.path()).unwrap().verify().is_err());
 }

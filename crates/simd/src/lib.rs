@@ -6,6 +6,7 @@
 //! with sums behind the author's back, and sums keep one order. The float [`gemm_f32()`] is the exception, it belongs to a library.
 
 mod convert;
+mod encode;
 mod gemm;
 pub mod math;
 mod qgemm;
@@ -16,6 +17,10 @@ pub mod vm;
 
 pub use convert::{
     decode_bytes, decode_nibbles, f32_to_bf16, f32_to_f16, round_to_bf16, round_to_f16, widen_bf16, widen_f16,
+};
+pub use encode::{
+    count_above, largest_magnitude_16, largest_magnitude_32, largest_magnitudes_16, largest_magnitudes_32,
+    pack_nibbles, scale_f32,
 };
 pub use gemm::{MatMut, MatRef, gemm_f32};
 pub use qgemm::{Kernel, PANEL, Packed, PackedB, Rows, Workspace, best, kernels, multiply};

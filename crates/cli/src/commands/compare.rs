@@ -55,7 +55,7 @@ pub fn run(args: &Compare) -> Result<()> {
     float.resolve_roles(&checkpoint);
     let package = Package::open(&args.package)?;
     package.verify()?;
-    let quantized = package.model();
+    let quantized = package.model()?;
     same_signature(&float, quantized)?;
     let (sites, not_measured) = sites(&float, quantized);
     let inputs = float.read_inputs(&TensorFile::open(&args.inputs)?)?;

@@ -15,7 +15,7 @@ pub fn run(args: &Dump) -> Result<()> {
         None => Ok(()),
         Some(_) => bail!("two parameters would be written as `{key}`"),
     };
-    for parameter in package.model().parameters.iter().filter(|p| p.role == Role::Variable) {
+    for parameter in package.parameters().iter().filter(|p| p.role == Role::Variable) {
         let path = &parameter.path;
         match package.read(parameter)? {
             Value::Array(array) => put(path.to_string(), &array)?,

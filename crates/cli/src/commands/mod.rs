@@ -12,3 +12,4 @@ mod online;
 pub mod plugin;
 pub mod quantize;
 pub mod run;
+pub mod verify;

@@ -1,13 +1,17 @@
-//! `qwix quantize`: a float model and its parameters in, a package out.
+//! `qwix quantize`: float parameters in, a package out.
 
 use std::path::Path;
 
-use anyhow::{Result, bail};
-use qwix::{Model, PackageWriter, Report, ReportBuilder, files};
+use anyhow::{Result, anyhow, bail};
+use qwix::{
+    Checkpoint, Model, QuantizeJob, QuantizePlan, QuantizeProgress, Report, ReportBuilder, WeightLayout,
+    WeightRule, files, read_weight_rules, weights_only,
+};
 
 use super::online::{Online, Parts};
-use crate::args::Quantize;
-use crate::output::{print, print_json};
+use crate::args::{Layout, Quantize};
+use crate::output::{print, print_json, warning};
+use crate::progress::Bytes;
 use crate::table::{Align, Style, Table, bytes, counted};
 
 /// Parameters that are listed, the worst ones.
@@ -17,40 +21,135 @@ pub fn run(args: &Quantize) -> Result<()> {
     if let Some(page) = &args.report {
         check_place(page, &args.output)?;
     }
+    if !args.plan {
+        QuantizeJob::check_target(&args.output, args.force)?;
+    }
+    match (&args.model, &args.rules) {
+        (Some(model), Some(rules)) => with_model(args, model, rules),
+        (Some(_), None) => {
+            Err(anyhow!("a model needs --rules; --weights-only is for parameters without one"))
+        }
+        (None, rules) => without_model(args, rules.as_deref()),
+    }
+}
+
+fn with_model(args: &Quantize, model: &Path, rules: &Path) -> Result<()> {
     let online = Online::new(&Parts {
-        model: &args.model,
+        model,
         params: &args.params,
-        rules: &args.rules,
+        rules,
         quant_stats: args.quant_stats.as_deref(),
         qwix_compat: args.qwix_compat,
         allow_extra_params: args.allow_extra_params,
     })?;
     let quantized = Model::from(online.ptq_model.graph.clone());
-    let mut writer = PackageWriter::begin(&args.output, &quantized, args.force)?;
     let template = online.ptq_model.abstract_params();
-    let report = ReportBuilder::new(&template);
-    let made = |float: &_, made: &_| report.see(float, made);
-    online.load(args.float_memory, Some(&made), |path, value| writer.write(&path, &value))?;
+    let mut inputs = vec![("model", model)];
+    inputs.extend(args.quant_stats.as_deref().map(|file| ("statistics", file)));
+    let job = QuantizeJob {
+        model: Some(&quantized),
+        quant_stats: Some(&online.quant_stats),
+        inputs: &inputs,
+        // What is too many was warned of.
+        allow_extra_params: true,
+        ..QuantizeJob::new(&online.checkpoint, &template, &online.rules)
+    };
+    let verdicts = &online.ptq_model.verdicts;
+    let count = verdicts.iter().filter(|v| v.outcome.is_quantized()).count();
+    carry_out(args, job, &format!("{count} of {} quantized", counted(verdicts.len(), "dot and convolution")))
+}
+
+fn without_model(args: &Quantize, rules: Option<&Path>) -> Result<()> {
+    let checkpoint = Checkpoint::open(&args.params)?;
+    let of_file = |reason: String| match rules {
+        Some(file) => anyhow!("`{}`: {reason}", file.display()),
+        None => anyhow!("--weights-only: {reason}"),
+    };
+    let rules = match rules {
+        Some(file) => read_weight_rules(file)?,
+        None => vec![WeightRule {
+            weight_qtype: args.weight_qtype.clone(),
+            tile_size: args.tile_size,
+            contracting_axes: (!args.contracting_axis.is_empty()).then(|| args.contracting_axis.clone()),
+            weight_calibration_method: args.calibration.clone(),
+            ..WeightRule::new(args.weights_only.as_deref().unwrap_or(".*"))
+        }],
+    };
+    let layout = match args.layout {
+        Layout::Flax => WeightLayout::Flax,
+        Layout::Hf => WeightLayout::HuggingFace,
+    };
+    let (template, warnings) =
+        weights_only(checkpoint.types(), &rules, layout).map_err(|e| of_file(e.to_string()))?;
+    for said in &warnings {
+        warning(&said.to_string());
+    }
+    let text = serde_json::to_string_pretty(&rules)? + "\n";
+    let job = QuantizeJob::new(&checkpoint, &template, &text);
+    let count = template.parameters().values().filter(|p| p.slot.is_some()).count();
+    carry_out(
+        args,
+        job,
+        &format!("{count} of {} quantized", counted(template.parameters().len(), "parameter")),
+    )
+}
+
+fn carry_out(args: &Quantize, job: QuantizeJob<'_>, what: &str) -> Result<()> {
+    let bar = Bytes::new();
+    let progress = |p: &QuantizeProgress<'_>| bar.at(p.done, p.total, p.path.as_str());
+    let job = QuantizeJob {
+        qwix_compat: args.qwix_compat,
+        max_memory: args.max_memory,
+        shard_size: args.shard_size,
+        threads: args.jobs.map_or(0, usize::from),
+        progress: Some(&progress),
+        ..job
+    };
+    let sizes = |plan: &QuantizePlan| format!("{} → {}", bytes(plan.bytes_before), bytes(plan.bytes_after));
+    if args.plan {
+        let plan = job.plan()?;
+        drop(bar);
+        return if args.json {
+            print_json(&plan)
+        } else {
+            let what = format!("{}: {what}; parameters {}", args.output.display(), sizes(&plan));
+            print(&planned(&plan, &what))
+        };
+    }
+    let report = ReportBuilder::new(job.template);
+    let done = QuantizeJob { report: Some(&report), ..job }.run(&args.output, args.force)?;
     let report = report.finish()?;
-    writer.finish(&online.rules, args.qwix_compat)?;
+    drop(bar);
     if let Some(page) = &args.report {
         files::write_file(page, |out| out.write_all(report.to_html().as_bytes()))?;
     }
-
     if args.json {
-        return print_json(&report);
+        let mut json = serde_json::to_value(&report)?;
+        if let Some(object) = json.as_object_mut() {
+            object.insert("worked_on".to_owned(), done.worked_on.into());
+            object.insert("resumed".to_owned(), done.resumed.into());
+            object.insert("threads".to_owned(), done.threads.into());
+            object.insert("peak_memory".to_owned(), qwix::peak_resident().into());
+        }
+        return print_json(&json);
     }
-    let verdicts = &online.ptq_model.verdicts;
-    let count = verdicts.iter().filter(|v| v.outcome.is_quantized()).count();
-    let totals = report.totals();
-    let done = format!(
-        "{}: {count} of {} quantized; parameters {} → {}\n",
-        args.output.display(),
-        counted(verdicts.len(), "dot and convolution"),
-        bytes(totals.bytes_before),
-        bytes(totals.bytes_after)
-    );
-    print(&(done + &render(&report, Style::stdout())))
+    let resumed = match done.resumed {
+        0 => String::new(),
+        count => format!("; {} had been done before", counted(count, "parameter")),
+    };
+    let said = format!("{}: {what}; parameters {}{resumed}\n", args.output.display(), sizes(&done.plan));
+    print(&(said + &render(&report, Style::stdout())))
+}
+
+/// What would be done.
+fn planned(plan: &QuantizePlan, what: &str) -> String {
+    let mut shards = Table::new(&[("file", Align::Left), ("bytes", Align::Right)]);
+    for (name, length) in &plan.shards {
+        shards.row([name.clone(), bytes(*length)]);
+    }
+    let mut text = format!("{what}; at least {} of memory\n", bytes(plan.least_memory));
+    text += &shards.render(Style::stdout());
+    text
 }
 
 /// Says before the work what would be said after it: that the page cannot be written, or would be no part of the package.

@@ -24,7 +24,7 @@ fn load(args: &Run, backend: &dyn Backend) -> Result<(Model, Box<dyn Executable>
                 package.verify()?;
             }
             let executable = package.compile(backend)?;
-            Ok((package.model().clone(), executable))
+            Ok((package.model()?.clone(), executable))
         }
         (Some(params), Some(rules), false) => {
             let online = Online::new(&Parts {

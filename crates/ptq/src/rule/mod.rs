@@ -2,6 +2,7 @@
 
 mod read;
 mod regex;
+mod weights;
 
 use std::fmt;
 
@@ -11,6 +12,7 @@ use serde::Serialize;
 
 use crate::{PtqError, Warning};
 use regex::FullMatch;
+pub use weights::{WeightLayout, WeightRule, weights_only};
 
 /// The names that ops have in rules.
 pub const OP_NAMES: [&str; 3] = ["dot_general", "einsum", "conv_general_dilated"];

@@ -34,10 +34,7 @@ impl QuantizationRule {
     /// # Errors
     /// Names the rule and the field that cannot be read.
     pub fn from_json(text: &str) -> Result<Vec<Self>, PtqError> {
-        let value: Pairs =
-            serde_json::from_str(text).map_err(|e| PtqError::Rules { reason: e.to_string() })?;
-        let value = value.check("").map_err(|reason| PtqError::Rules { reason })?;
-        list(value)
+        list(value_of_json(text)?, &FIELDS, one)
     }
 
     /// Rules from TOML: `[[rules]]` tables with Qwix's field names.
@@ -45,24 +42,38 @@ impl QuantizationRule {
     /// # Errors
     /// Names the rule and the field that cannot be read.
     pub fn from_toml(text: &str) -> Result<Vec<Self>, PtqError> {
-        let table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
-            let message = e.message().to_owned();
-            let line = e.span().map(|s| text[..s.start.min(text.len())].matches('\n').count() + 1);
-            PtqError::Rules {
-                reason: line.map_or(message.clone(), |line| format!("{message} at line {line}")),
-            }
-        })?;
-        list(json(toml::Value::Table(table))?)
+        list(value_of_toml(text)?, &FIELDS, one)
     }
 }
 
-fn list(value: Value) -> Result<Vec<QuantizationRule>, PtqError> {
+/// What JSON says; a key that stands twice in one object is refused.
+pub(super) fn value_of_json(text: &str) -> Result<Value, PtqError> {
+    let value: Pairs = serde_json::from_str(text).map_err(|e| PtqError::Rules { reason: e.to_string() })?;
+    value.check("").map_err(|reason| PtqError::Rules { reason })
+}
+
+/// What TOML says, as JSON.
+pub(super) fn value_of_toml(text: &str) -> Result<Value, PtqError> {
+    let table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
+        let message = e.message().to_owned();
+        let line = e.span().map(|s| text[..s.start.min(text.len())].matches('\n').count() + 1);
+        PtqError::Rules { reason: line.map_or(message.clone(), |line| format!("{message} at line {line}")) }
+    })?;
+    json(toml::Value::Table(table))
+}
+
+/// The rules of a list, each read by `one`.
+pub(super) fn list<T>(
+    value: Value,
+    fields: &[&str],
+    one: impl Fn(usize, Value) -> Result<T, PtqError>,
+) -> Result<Vec<T>, PtqError> {
     let fail = |reason: String| PtqError::Rules { reason };
     let rules = match value {
         Value::Array(rules) => rules,
         Value::Object(mut object) => {
             if let Some(key) = object.keys().find(|key| *key != "rules") {
-                let meant = if FIELDS.contains(&key.as_str()) { "; a rule stands in a list" } else { "" };
+                let meant = if fields.contains(&key.as_str()) { "; a rule stands in a list" } else { "" };
                 return Err(fail(format!("unknown key `{key}`; the only one is `rules`{meant}")));
             }
             match object.remove("rules") {
@@ -105,16 +116,7 @@ fn one(index: usize, value: Value) -> Result<QuantizationRule, PtqError> {
             }
             "weight_qtype" => rule.weight_qtype = optional("the name of a type in quotes")?,
             "act_qtype" => rule.act_qtype = optional("the name of a type in quotes")?,
-            "tile_size" => {
-                rule.tile_size = match &value {
-                    Value::Null => None,
-                    Value::Number(n) => Some(match n.as_i64() {
-                        Some(size) => TileSize::Elements(size),
-                        None => TileSize::Fraction(n.as_f64().unwrap_or(f64::NAN)),
-                    }),
-                    _ => return Err(wrong("a number")),
-                };
-            }
+            "tile_size" => rule.tile_size = tile_size(&value).ok_or_else(|| wrong("a number"))?,
             "act_static_scale" => {
                 rule.act_static_scale = match &value {
                     Value::Null => None,
@@ -162,7 +164,19 @@ fn one(index: usize, value: Value) -> Result<QuantizationRule, PtqError> {
     Ok(rule)
 }
 
-fn kind(value: &Value) -> String {
+/// A tile size, or none; `None` for anything else.
+pub(super) fn tile_size(value: &Value) -> Option<Option<TileSize>> {
+    match value {
+        Value::Null => Some(None),
+        Value::Number(n) => Some(Some(match n.as_i64() {
+            Some(size) => TileSize::Elements(size),
+            None => TileSize::Fraction(n.as_f64().unwrap_or(f64::NAN)),
+        })),
+        _ => None,
+    }
+}
+
+pub(super) fn kind(value: &Value) -> String {
     match value {
         Value::Null => "null".to_owned(),
         Value::Bool(b) => b.to_string(),

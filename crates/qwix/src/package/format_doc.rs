@@ -8,11 +8,13 @@ use qwix_graph::{Graph, Path};
 use qwix_quant::QType;
 use serde_json::Value;
 
-use super::manifest::{FORMAT, Manifest, VERSION};
-use super::{MANIFEST, MODEL, PARAMS, Package, PackageWriter, RULES, in_file};
-use crate::{
-    Checkpoint, Model, PtqProvider, QuantizationRule, TensorFile, quantize_checkpoint, quantize_model,
-};
+use super::manifest::{FORMAT, Manifest, OLD_VERSION, VERSION};
+use super::shards::in_file;
+use super::{INDEX, MANIFEST, MANIFEST_HASH, MODEL, Package, RULES, hash_line};
+use crate::{Checkpoint, Model, PtqProvider, QuantizationRule, QuantizeJob, TensorFile, quantize_model};
+
+/// The one shard of the example.
+const PARAMS: &str = "params-00001-of-00001.safetensors";
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 
@@ -43,13 +45,14 @@ fn write_example(target: &FilePath) {
     let text = serde_json::to_string(&rules).unwrap();
     let ptq_model = quantize_model(&model, &PtqProvider::new(rules).unwrap()).unwrap();
     let quantized = Model::from(ptq_model.graph.clone());
-    let mut writer = PackageWriter::begin(target, &quantized, false).unwrap();
     let template = ptq_model.abstract_params();
-    quantize_checkpoint(&checkpoint, &template, &Default::default(), |path, value| {
-        writer.write(&path, &value)
-    })
-    .unwrap();
-    writer.finish(&text, false).unwrap();
+    let inputs = [("model", &*folder.join("model.hlo.pb"))];
+    let job = QuantizeJob {
+        model: Some(&quantized),
+        inputs: &inputs,
+        ..QuantizeJob::new(&checkpoint, &template, &text)
+    };
+    job.run(target, false).unwrap();
 }
 
 fn example() -> (tempfile::TempDir, PathBuf, Value) {
@@ -60,15 +63,25 @@ fn example() -> (tempfile::TempDir, PathBuf, Value) {
     (folder, target, serde_json::from_str(&manifest).unwrap())
 }
 
+/// Empties lengths of files and hashes.
+fn leave_out(value: &mut Value) {
+    match value {
+        Value::Object(object) => object.iter_mut().for_each(|(key, value)| match (key.as_str(), &value) {
+            ("bytes", _) => *value = 0.into(),
+            (_, Value::String(text)) if text.len() == 64 => *value = "".into(),
+            _ => leave_out(value),
+        }),
+        Value::Array(items) => items.iter_mut().for_each(leave_out),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
 /// The example is the manifest of the package that it is said to be, with the numbers left out that any change of the
 /// graph's text changes.
 #[test]
 fn the_example_is_real() {
     let (_folder, _, mut manifest) = example();
-    for entry in manifest["files"].as_object_mut().unwrap().values_mut() {
-        entry["bytes"] = 0.into();
-        entry["sha256"] = "".into();
-    }
+    leave_out(&mut manifest);
     let doc = doc();
     let (_, json) = doc.split_once("```json\n").unwrap();
     let (json, _) = json.split_once("\n```").unwrap();
@@ -86,6 +99,10 @@ fn everything() -> Value {
     serde_json::json!({
         "format": FORMAT, "version": VERSION, "tool": "qwix", "qwix_compat": false,
         "files": {"model.hlo": {"bytes": 1, "sha256": "00"}},
+        "shards": {"params-00001-of-00001.safetensors": {"bytes": 2, "header_sha256": "11"}},
+        "tensors": {"a/kernel/qvalue": "22"},
+        "inputs": {"model": "33"},
+        "sources": {"a/kernel": {"dtype": "f32", "shape": [4, 2, 4], "sha256": "44"}},
         "parameters": [
             {
                 "path": "a/kernel", "role": "variable", "dtype": "f32", "shape": [8, 4],
@@ -109,9 +126,11 @@ fn everything() -> Value {
 }
 
 /// Heading, and where in [`everything`] an object of that kind stands.
-const OBJECTS: [(&str, &str); 7] = [
+const OBJECTS: [(&str, &str); 9] = [
     ("### The manifest", ""),
     ("### An entry of `files`", "/files/model.hlo"),
+    ("### An entry of `shards`", "/shards/params-00001-of-00001.safetensors"),
+    ("### An entry of `sources`", "/sources/a~1kernel"),
     ("### An entry of `parameters`", "/parameters/0"),
     ("### An entry of `key_path`", "/parameters/0/key_path"),
     ("### An entry of `quantized`", "/parameters/0/quantized"),
@@ -195,12 +214,14 @@ fn the_tables_are_the_codes() {
         }
     }
     wrong.extend(dtypes.keys().chain(qtypes.keys()).map(|name| format!("there is no {name}")));
-    let files: BTreeSet<String> = [MANIFEST, MODEL, PARAMS, RULES].map(str::to_owned).into();
+    let shards = "params-00001-of-0000N.safetensors";
+    let files: BTreeSet<String> =
+        [MANIFEST, MANIFEST_HASH, MODEL, INDEX, shards, RULES].map(str::to_owned).into();
     if names(&doc, "## Files") != files {
         wrong.push(format!("the files are {files:?}"));
     }
-    if !doc.contains(&format!("version {VERSION};")) {
-        wrong.push(format!("the version is {VERSION}"));
+    if !doc.contains(&format!("version {VERSION};")) || !doc.contains(&format!("version {OLD_VERSION} ")) {
+        wrong.push(format!("the versions are {VERSION} and {OLD_VERSION}"));
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
@@ -216,12 +237,19 @@ fn packed_is_as_the_page_says() {
     let codes: Vec<i8> =
         packed.bytes().iter().flat_map(|b| [b & 15, b >> 4]).map(|c| (c ^ 8) as i8 - 8).collect();
     let (_, parameter) =
-        package.model().variables().find(|(_, p)| p.path == Path::new("Dense_0/kernel")).unwrap();
+        package.model().unwrap().variables().find(|(_, p)| p.path == Path::new("Dense_0/kernel")).unwrap();
     let qwix_eval::Value::QArray(q) = package.read(parameter).unwrap() else { panic!("not quantized") };
     assert_eq!(q.qvalue().unpack_i8().unwrap(), codes);
     assert_eq!(q.scale().shape(), [2, 32]);
     let text = std::fs::read_to_string(target.join(MODEL)).unwrap();
-    assert_eq!(Graph::from_text(&text).unwrap().parameters, package.model().parameters);
+    assert_eq!(Graph::from_text(&text).unwrap().parameters, package.parameters());
+}
+
+/// Writes a manifest with the hash that it has.
+fn write_manifest(name: &FilePath, manifest: &Value) {
+    let text = manifest.to_string();
+    std::fs::write(name, &text).unwrap();
+    std::fs::write(name.with_file_name(MANIFEST_HASH), hash_line(&text)).unwrap();
 }
 
 /// What is not known is refused by name, wherever it stands.
@@ -230,7 +258,7 @@ fn what_is_not_known_is_refused() {
     let (_folder, target, manifest) = example();
     let name = target.join(MANIFEST);
     let refusal = |manifest: &Value| {
-        std::fs::write(&name, manifest.to_string()).unwrap();
+        write_manifest(&name, manifest);
         Package::open(&target).map_or_else(|e| e.to_string(), |_| "no error".to_owned())
     };
     let quantized = manifest["parameters"].as_array().unwrap().iter().position(|p| !p["quantized"].is_null());
@@ -239,7 +267,8 @@ fn what_is_not_known_is_refused() {
     let objects = [
         String::new(),
         "/files/model.hlo".into(),
-        "/files/params.safetensors".into(),
+        "/shards/params-00001-of-00001.safetensors".into(),
+        "/sources/Dense_0~1kernel".into(),
         "/parameters/0".into(),
         format!("{quantized}/key_path"),
         format!("{quantized}/quantized"),
@@ -256,10 +285,16 @@ fn what_is_not_known_is_refused() {
         }
     }
     for (pointer, value, expected) in [
-        ("/version", Value::from(2), "version 2"),
+        ("/version", Value::from(3), "version 3"),
         ("/version", Value::from(0), "version 0"),
         ("/format", "zip".into(), "`zip`"),
         ("/files/surprise", serde_json::json!({"bytes": 0, "sha256": ""}), "`surprise`"),
+        ("/shards/surprise", serde_json::json!({"bytes": 0, "header_sha256": ""}), "`surprise`"),
+        (
+            "/shards/params-..\\x.safetensors",
+            serde_json::json!({"bytes": 0, "header_sha256": ""}),
+            "no name of a shard",
+        ),
         ("/parameters/0/role", "decoration".into(), "decoration"),
     ] {
         let mut changed = manifest.clone();
@@ -270,7 +305,7 @@ fn what_is_not_known_is_refused() {
             wrong.push(format!("{pointer}: {said}"));
         }
     }
-    std::fs::write(&name, manifest.to_string()).unwrap();
+    write_manifest(&name, &manifest);
     Package::open(&target).unwrap();
     std::fs::write(target.join("notes.txt"), "n").unwrap();
     let said = Package::open(&target).map_or_else(|e| e.to_string(), |_| "no error".to_owned());

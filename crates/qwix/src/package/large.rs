@@ -3,7 +3,11 @@
 use std::fs::File;
 use std::time::{Duration, Instant};
 
+use qwix_graph::text::TextOptions;
+
+use super::shards::Shards;
 use super::*;
+use crate::files::write_all_at;
 use crate::{PtqProvider, QuantizationRule, quantize_model};
 
 /// A package whose one weight takes 8 GiB, nearly all of it a hole in the file. Its hash is none.
@@ -20,33 +24,27 @@ fn write_large(target: &FilePath) {
     let model = Model::from(ptq_model.graph);
 
     std::fs::create_dir(target).unwrap();
-    std::fs::write(target.join(MODEL), model.to_text(TextOptions::default())).unwrap();
-    std::fs::write(target.join(RULES), "[]").unwrap();
-    let types = all_stored(&model).unwrap();
-    let len: usize = types.values().map(|ty| ty.byte_len().unwrap()).sum();
-    let name = target.join(PARAMS);
-    let mut writer = TensorWriter::new(File::create_new(&name).unwrap(), types).unwrap();
-    writer.write("Dense_0/kernel/scale", &Array::zeros(DType::F32, &[1, 131072]).unwrap()).unwrap();
-    drop(writer);
-    let len = header_len(&name) + len as u64;
-    File::options().write(true).open(&name).unwrap().set_len(len).unwrap();
-
-    let mut files = BTreeMap::new();
-    for name in [MODEL, RULES] {
-        files.insert(name.to_owned(), hash(&target.join(name)).unwrap());
+    let variables = variables(&model.parameters);
+    let shards = Shards::plan(variables.values(), u64::MAX).unwrap();
+    for shard in &shards.list {
+        let file = File::create_new(target.join(&shard.name)).unwrap();
+        file.set_len(shard.bytes).unwrap();
+        write_all_at(&file, &shard.header, 0).unwrap();
     }
-    files.insert(PARAMS.to_owned(), FileEntry { bytes: len, sha256: String::new() });
-    let parameters = model.parameters.iter().map(|p| ParameterEntry::of(p).unwrap()).collect();
-    let (format, tool) = (FORMAT.to_owned(), "test".to_owned());
-    let manifest = Manifest { format, version: VERSION, tool, qwix_compat: false, files, parameters };
-    std::fs::write(target.join(MANIFEST), serde_json::to_string(&manifest).unwrap()).unwrap();
-}
-
-/// The length of what stands before the tensors.
-fn header_len(name: &FilePath) -> u64 {
-    let mut prefix = [0; 8];
-    File::open(name).unwrap().read_exact(&mut prefix).unwrap();
-    8 + u64::from_le_bytes(prefix)
+    let contents = Contents {
+        parameters: &model.parameters,
+        model: Some(&model.to_text(TextOptions::default())),
+        rules: "[]",
+        qwix_compat: false,
+        inputs: BTreeMap::new(),
+        sources: BTreeMap::new(),
+        tensors: BTreeMap::new(),
+    };
+    let write = |name: &str, bytes: &[u8]| {
+        std::fs::write(target.join(name), bytes).unwrap();
+        Ok(())
+    };
+    finish_manifest(&shards, contents, &write).unwrap();
 }
 
 /// The memory that this process has, in bytes, where the system says.

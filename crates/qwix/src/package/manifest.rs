@@ -15,11 +15,13 @@ use serde::{Deserialize, Serialize};
 
 /// What the first field says.
 pub const FORMAT: &str = "qwix-package";
-/// The version written, and the only one read.
-pub const VERSION: u32 = 1;
+/// The version written.
+pub const VERSION: u32 = 2;
+/// The version before it, which is read as well.
+pub const OLD_VERSION: u32 = 1;
 
 /// The whole file.
-#[derive(Serialize, Deserialize, Debug)]
+#[derive(Serialize, Deserialize, Debug, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
     pub format: String,
@@ -28,10 +30,51 @@ pub struct Manifest {
     pub tool: String,
     /// Whether only what Qwix quantizes was quantized.
     pub qwix_compat: bool,
-    /// Every other file of the package.
+    /// Every other file of the package, but for the shards and the manifest's own hash.
     pub files: BTreeMap<String, FileEntry>,
+    /// The safetensors files that hold the parameters.
+    pub shards: BTreeMap<String, ShardEntry>,
+    /// The SHA-256 of each tensor's bytes in the shards, by key.
+    pub tensors: BTreeMap<String, String>,
+    /// Files that it was made from, by what they are (`model`, `statistics`): the SHA-256 of their bytes.
+    pub inputs: BTreeMap<String, String>,
+    /// The float parameters that it was made from, by path.
+    pub sources: BTreeMap<String, InputEntry>,
     /// The parameters of the model's entry computation, in order.
     pub parameters: Vec<ParameterEntry>,
+}
+
+/// The whole file in version 1, which had one file of parameters.
+#[derive(Deserialize, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct OldManifest {
+    #[serde(rename = "format")]
+    _format: String,
+    #[serde(rename = "version")]
+    _version: u32,
+    #[serde(rename = "tool")]
+    _tool: String,
+    pub qwix_compat: bool,
+    pub files: BTreeMap<String, FileEntry>,
+    pub parameters: Vec<ParameterEntry>,
+}
+
+#[derive(Serialize, Deserialize, Debug, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct ShardEntry {
+    /// The file's length.
+    pub bytes: u64,
+    /// Of the eight bytes of the header's length and the header.
+    pub header_sha256: String,
+}
+
+#[derive(Serialize, Deserialize, Debug, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct InputEntry {
+    pub dtype: String,
+    pub shape: Vec<usize>,
+    /// Of its bytes, little-endian and row-major.
+    pub sha256: String,
 }
 
 /// The two fields that are read before the rest, to tell another version from a damaged file.
@@ -48,7 +91,7 @@ pub struct FileEntry {
     pub sha256: String,
 }
 
-#[derive(Serialize, Deserialize, Debug)]
+#[derive(Serialize, Deserialize, Debug, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct ParameterEntry {
     pub path: String,
@@ -77,14 +120,14 @@ pub enum RoleEntry {
     Input,
 }
 
-#[derive(Serialize, Deserialize, Debug)]
+#[derive(Serialize, Deserialize, Debug, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct KeyPathEntry {
     pub argument: String,
     pub keys: Vec<String>,
 }
 
-#[derive(Serialize, Deserialize, Debug)]
+#[derive(Serialize, Deserialize, Debug, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct QuantizedEntry {
     pub qtype: String,
@@ -113,7 +156,7 @@ pub enum CalibrationEntry {
     Fixed { min: f64, max: f64 },
 }
 
-#[derive(Serialize, Deserialize, Debug)]
+#[derive(Serialize, Deserialize, Debug, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct SourceEntry {
     /// The float parameter's path.
@@ -124,7 +167,7 @@ pub struct SourceEntry {
     pub steps: Vec<StepEntry>,
 }
 
-#[derive(Serialize, Deserialize, Debug)]
+#[derive(Serialize, Deserialize, Debug, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct StatisticEntry {
     /// The statistics' path.
@@ -133,7 +176,7 @@ pub struct StatisticEntry {
     pub part: String,
 }
 
-#[derive(Serialize, Deserialize, Debug)]
+#[derive(Serialize, Deserialize, Debug, PartialEq)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
 pub enum StepEntry {
     Reshape(Vec<usize>),

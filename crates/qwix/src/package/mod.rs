@@ -2,9 +2,11 @@
 //!
 //! | file | what |
 //! | --- | --- |
-//! | `manifest.json` | format and version, the signature with how each parameter was made, sizes and hashes of the other files |
-//! | `model.hlo` | the graph as text, quantized types and ops included |
-//! | `params.safetensors` | `<path>`, or `<path>/qvalue`, `/scale`, `/zero_point`; dtypes narrower than a byte are packed into `U8` of rank 1 |
+//! | `manifest.json` | format and version, how each parameter was made, the hashes of everything else and of what it was made from |
+//! | `manifest.json.sha256` | the manifest's own hash |
+//! | `model.hlo` | the graph as text, quantized types and ops included; not there when it was made without a graph |
+//! | `params-00001-of-0000N.safetensors` | `<path>`, or `<path>/qvalue`, `/scale`, `/zero_point`; dtypes narrower than a byte are packed into `U8` of rank 1 |
+//! | `params.safetensors.index.json` | which tensor is in which of these |
 //! | `rules.json` | the rules, as they were understood |
 //!
 //! The same model, parameters and rules give the same bytes.
@@ -14,53 +16,38 @@ mod format_doc;
 // A file that large cannot be mapped on a machine of 32 bits, nor be cheaply made where files have no holes.
 #[cfg(all(test, unix, target_pointer_width = "64"))]
 mod large;
-mod manifest;
+pub(crate) mod manifest;
+pub(crate) mod shards;
+mod verify;
+mod write;
 
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{BufWriter, Read};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path as FilePath, PathBuf};
 
-use qwix_array::{Array, DType};
+use qwix_array::Array;
 use qwix_eval::{Backend, Executable, Params, Value};
-use qwix_graph::text::TextOptions;
-use qwix_graph::{ArrayType, Graph, Parameter, Path, Role, Type};
+use qwix_graph::{Graph, Parameter, Path, Role, Type};
 use qwix_quant::QArray;
-use sha2::{Digest, Sha256};
 
-use crate::files::{NewDir, NewFile, read_text};
-use crate::tensors::{TensorFile, TensorWriter};
+use crate::files::read_text;
+use crate::hash::{hash_file, sha256};
+use crate::tensors::TensorFile;
 use crate::{Error, Model, Result};
-use manifest::{FORMAT, FileEntry, Heading, Manifest, ParameterEntry, VERSION};
+use manifest::{FORMAT, FileEntry, Heading, Manifest, OLD_VERSION, OldManifest, ParameterEntry, VERSION};
+use shards::all_stored;
+pub(crate) use shards::stored;
 
-const MANIFEST: &str = "manifest.json";
-const MODEL: &str = "model.hlo";
-const PARAMS: &str = "params.safetensors";
-const RULES: &str = "rules.json";
+pub use verify::{Fault, Verifying, verify_package};
+pub use write::PackageWriter;
+pub(crate) use write::{Contents, entries, finish_manifest, hash_line, parts, tool};
 
-/// The tensors that a value is stored as: key and array type each.
-pub(crate) fn stored(parameter: &Parameter) -> Result<Vec<(String, ArrayType)>> {
-    let path = &parameter.path;
-    match &parameter.ty {
-        Type::Array(array) => Ok(vec![(path.to_string(), array.clone())]),
-        Type::QArray(q) => {
-            let scale_shape = q.scale_shape()?;
-            let storage = q.how.qtype.storage;
-            let mut parts = vec![
-                (format!("{path}/qvalue"), ArrayType::new(storage, q.array.shape.clone())),
-                (format!("{path}/scale"), ArrayType::new(q.array.dtype, scale_shape.clone())),
-            ];
-            if q.has_zero_point() {
-                parts.push((format!("{path}/zero_point"), ArrayType::new(storage, scale_shape)));
-            }
-            Ok(parts)
-        }
-        Type::Tuple(_) | Type::Token | Type::Opaque(_) => Err(Error::Unsupported(format!(
-            "parameter `{path}` is {}; only arrays can be stored",
-            parameter.ty
-        ))),
-    }
-}
+pub(crate) const MANIFEST: &str = "manifest.json";
+pub(crate) const MANIFEST_HASH: &str = "manifest.json.sha256";
+pub(crate) const MODEL: &str = "model.hlo";
+pub(crate) const RULES: &str = "rules.json";
+pub(crate) const INDEX: &str = "params.safetensors.index.json";
+/// The one file of parameters that packages of version 1 have.
+const OLD_PARAMS: &str = "params.safetensors";
 
 /// The value of the arrays that [`stored`] lists.
 pub(crate) fn value_of(parameter: &Parameter, arrays: Vec<Array>) -> Result<Value> {
@@ -76,158 +63,31 @@ pub(crate) fn value_of(parameter: &Parameter, arrays: Vec<Array>) -> Result<Valu
     }
 }
 
-/// The type in the file of an array: itself, or packed bytes.
-fn in_file(ty: &ArrayType) -> Result<ArrayType> {
-    if !ty.dtype.is_packed() {
-        return Ok(ty.clone());
-    }
-    let bytes = qwix_array::element_count(&ty.shape).and_then(|count| ty.dtype.byte_len(count));
-    let bytes =
-        bytes.ok_or_else(|| qwix_array::ArrayError::TooLarge { dtype: ty.dtype, shape: ty.shape.clone() })?;
-    Ok(ArrayType::new(DType::U8, [bytes]))
+/// What a manifest of any version says.
+struct Described {
+    version: u32,
+    qwix_compat: bool,
+    parameters: Vec<ParameterEntry>,
+    /// Files whose bytes are hashed whole.
+    files: BTreeMap<String, FileEntry>,
+    /// The files that hold the parameters.
+    shards: BTreeMap<String, ShardHashes>,
 }
 
-/// The arrays of a value, in the order of [`stored`].
-fn parts(value: &Value) -> Vec<&Array> {
-    match value {
-        Value::Array(array) => vec![array],
-        Value::QArray(q) => [q.qvalue(), q.scale()].into_iter().chain(q.zero_point()).collect(),
-        Value::Tuple(_) => vec![],
-    }
+/// How the bytes of a file of parameters are checked.
+enum ShardHashes {
+    /// The whole file.
+    Whole(FileEntry),
+    /// The header, and then each tensor by itself.
+    Parts { bytes: u64, header: String },
 }
 
-/// All tensors of a graph's variables by key.
-fn all_stored(graph: &Graph) -> Result<BTreeMap<String, ArrayType>> {
-    let mut types = BTreeMap::new();
-    for (_, parameter) in graph.variables() {
-        for (key, ty) in stored(parameter)? {
-            if types.insert(key.clone(), in_file(&ty)?).is_some() {
-                return Err(Error::Unsupported(format!(
-                    "two parameters would be stored as `{key}`; rename one"
-                )));
-            }
+impl ShardHashes {
+    fn bytes(&self) -> u64 {
+        match self {
+            ShardHashes::Whole(entry) => entry.bytes,
+            ShardHashes::Parts { bytes, .. } => *bytes,
         }
-    }
-    Ok(types)
-}
-
-/// A package in the making. Nothing is at the target before [`PackageWriter::finish`]; dropped before, it leaves
-/// nothing behind.
-pub struct PackageWriter {
-    dir: NewDir,
-    replace: bool,
-    parameters: BTreeMap<Path, Parameter>,
-    model: String,
-    manifest: Manifest,
-    params_name: PathBuf,
-    params: TensorWriter<BufWriter<File>>,
-}
-
-impl PackageWriter {
-    /// Begins a package of a quantized model. `replace` allows the package that is at the target to be replaced.
-    ///
-    /// # Errors
-    /// When something is in the way at the target, or it cannot be written.
-    pub fn begin(target: impl AsRef<FilePath>, model: &Model, replace: bool) -> Result<Self> {
-        let target = target.as_ref();
-        // Only what we wrote may be replaced: a wrong name must not cost somebody a folder.
-        let replace = replace && target.join(MANIFEST).is_file();
-        if replace {
-            no_other_files(target)?;
-        }
-        let types = all_stored(model)?;
-        let parameters = model
-            .parameters
-            .iter()
-            .map(|p| {
-                ParameterEntry::of(p).ok_or_else(|| {
-                    Error::Unsupported(format!(
-                        "parameter `{}` is {}; only arrays can be stored",
-                        p.path, p.ty
-                    ))
-                })
-            })
-            .collect::<Result<_>>()?;
-        let manifest = Manifest {
-            format: FORMAT.to_owned(),
-            version: VERSION,
-            tool: format!("qwix {}", env!("CARGO_PKG_VERSION")),
-            qwix_compat: false,
-            files: BTreeMap::new(),
-            parameters,
-        };
-        let dir = NewDir::begin(target, replace)?;
-        let file = dir.create(PARAMS)?;
-        let params_name = file.name().to_owned();
-        let params = TensorWriter::new(file.out, types).map_err(|e| Error::io("write", &params_name, e))?;
-        Ok(PackageWriter {
-            dir,
-            replace,
-            parameters: model.variables().map(|(_, p)| (p.path.clone(), p.clone())).collect(),
-            model: model.to_text(TextOptions::default()),
-            manifest,
-            params_name,
-            params,
-        })
-    }
-
-    /// Writes one parameter.
-    ///
-    /// # Errors
-    /// When the model has none of that path or it has another type, or writing fails.
-    pub fn write(&mut self, path: &Path, value: &Value) -> Result<()> {
-        let Some(parameter) = self.parameters.remove(path) else {
-            let hint = String::new();
-            return Err(qwix_eval::EvalError::ExtraParam { path: path.clone(), hint }.into());
-        };
-        let wrong = || {
-            Error::Eval(qwix_eval::EvalError::WrongType {
-                what: format!("parameter `{path}`"),
-                expected: parameter.ty.to_string(),
-                found: value.describe(),
-            })
-        };
-        if !value.is_of(&parameter.ty) {
-            return Err(wrong());
-        }
-        let keys = stored(&parameter)?;
-        for ((key, ty), array) in keys.iter().zip(parts(value)) {
-            if array.dtype() != ty.dtype || array.shape() != ty.shape {
-                return Err(wrong());
-            }
-            let file_type = in_file(ty)?;
-            let array = array.reinterpret(file_type.dtype, &file_type.shape)?;
-            self.params.write(key, &array).map_err(|e| Error::io("write", &self.params_name, e))?;
-        }
-        Ok(())
-    }
-
-    /// Writes the rest and puts the package at its target. `rules` is the text of `rules.json`.
-    ///
-    /// # Errors
-    /// When a parameter was not written, or writing fails.
-    pub fn finish(self, rules: &str, qwix_compat: bool) -> Result<()> {
-        if let Some(parameter) = self.parameters.values().next() {
-            return Err(qwix_eval::EvalError::MissingParam {
-                path: parameter.path.clone(),
-                expected: parameter.ty.to_string(),
-            }
-            .into());
-        }
-        let out = self.params.finish().map_err(|e| Error::io("write", &self.params_name, e))?;
-        NewFile::of(self.params_name, out).finish()?;
-        self.dir.write(MODEL, self.model.as_bytes())?;
-        self.dir.write(RULES, rules.as_bytes())?;
-        let mut manifest = self.manifest;
-        manifest.qwix_compat = qwix_compat;
-        for name in [MODEL, PARAMS, RULES] {
-            manifest.files.insert(name.to_owned(), hash(&self.dir.file(name))?);
-        }
-        let mut text =
-            serde_json::to_string_pretty(&manifest).map_err(|e| Error::Unsupported(e.to_string()))?;
-        text.push('\n');
-        self.dir.write(MANIFEST, text.as_bytes())?;
-        self.dir.commit(self.replace)
     }
 }
 
@@ -235,10 +95,13 @@ impl PackageWriter {
 /// depend on their size.
 pub struct Package {
     dir: PathBuf,
-    manifest: Manifest,
-    model: Model,
+    qwix_compat: bool,
+    model: Option<Model>,
+    parameters: Vec<Parameter>,
     rules: String,
-    params: TensorFile,
+    shards: Vec<TensorFile>,
+    /// Key → the shard that holds it.
+    tensors: BTreeMap<String, usize>,
 }
 
 impl Package {
@@ -250,74 +113,88 @@ impl Package {
     pub fn open(dir: impl AsRef<FilePath>) -> Result<Self> {
         let dir = dir.as_ref();
         let bad = |reason: String| Error::package(dir, reason);
-        let manifest = read_manifest(dir)?;
-        for name in [MODEL, PARAMS, RULES] {
-            let entry = manifest
-                .files
-                .get(name)
-                .ok_or_else(|| bad(format!("the manifest does not list `{name}`")))?;
-            let file = dir.join(name);
-            let size = std::fs::metadata(&file).map_err(|e| Error::io("read", &file, e))?.len();
-            if size != entry.bytes {
-                return Err(bad(format!("`{name}` is {size} bytes long, the manifest says {}", entry.bytes)));
-            }
-            // The parameters may be large; these two are always read whole.
-            if name != PARAMS {
-                check_hash(dir, name, entry)?;
-            }
+        let (described, _) = read_manifest(dir)?;
+        let sizes = described.files.iter().map(|(name, entry)| (name, entry.bytes));
+        for (name, bytes) in sizes.chain(described.shards.iter().map(|(name, shard)| (name, shard.bytes()))) {
+            check_size(dir, name, bytes)?;
         }
-        if let Some(name) = manifest.files.keys().find(|n| ![MODEL, PARAMS, RULES].contains(&n.as_str())) {
-            return Err(bad(format!("the manifest lists `{name}`, which is no part of a package")));
+        for (name, entry) in &described.files {
+            check_hash(dir, name, entry)?;
         }
-        no_other_files(dir)?;
+        no_other_files(dir, &described)?;
         let rules = read_text(&dir.join(RULES))?;
-        let text = read_text(&dir.join(MODEL))?;
-        let graph = Graph::from_text(&text).map_err(|e| bad(format!("`{MODEL}`: {e}")))?;
-        let parameters = manifest.parameters.iter().enumerate().map(|(number, entry)| {
+        let parameters = described.parameters.iter().enumerate().map(|(number, entry)| {
             entry.parameter().map_err(|e| bad(format!("parameter {number} `{}`: {e}", entry.path)))
         });
-        if let Some((found, expected)) =
-            differing(&graph.parameters, &parameters.collect::<Result<Vec<_>>>()?)
-        {
-            return Err(bad(format!(
-                "`{MODEL}` has {found} where the manifest says {expected}; quantize again"
-            )));
-        }
-        let params = TensorFile::open(dir.join(PARAMS))?;
-        let expected = all_stored(&graph)?;
-        for (key, ty) in &expected {
-            match params.get(key) {
-                Some(found) if found == ty => {}
-                Some(found) => {
-                    return Err(Error::checkpoint(
-                        params.name(),
-                        Some(key),
-                        format!("expected {ty}, found {found}"),
-                    ));
-                }
-                None => return Err(Error::checkpoint(params.name(), Some(key), "is missing")),
+        let mut parameters = parameters.collect::<Result<Vec<_>>>()?;
+        let mut model = None;
+        if described.files.contains_key(MODEL) {
+            let text = read_text(&dir.join(MODEL))?;
+            let graph = Graph::from_text(&text).map_err(|e| bad(format!("`{MODEL}`: {e}")))?;
+            if let Some((found, expected)) = differing(&graph.parameters, &parameters) {
+                return Err(bad(format!(
+                    "`{MODEL}` has {found} where the manifest says {expected}; quantize again"
+                )));
             }
+            parameters.clone_from(&graph.parameters);
+            model = Some(Model::from(graph));
         }
-        if let Some((key, _)) = params.iter().find(|(key, _)| !expected.contains_key(*key)) {
-            return Err(Error::checkpoint(params.name(), Some(key), "is no parameter of the model"));
+        let mut missing = all_stored(parameters.iter().filter(|p| p.role == Role::Variable))?;
+        let (mut shards, mut tensors) = (Vec::new(), BTreeMap::new());
+        for name in described.shards.keys() {
+            let shard = TensorFile::open(dir.join(name))?;
+            for (key, found) in shard.iter() {
+                let wrong = |reason: String| Error::checkpoint(shard.name(), Some(key), reason);
+                match missing.remove(key) {
+                    Some(expected) if expected == *found => {}
+                    Some(expected) => return Err(wrong(format!("expected {expected}, found {found}"))),
+                    None if tensors.contains_key(key) => {
+                        return Err(wrong("is in another shard as well".into()));
+                    }
+                    None => return Err(wrong("is no parameter of the model".into())),
+                }
+                tensors.insert(key.to_owned(), shards.len());
+            }
+            shards.push(shard);
         }
-        Ok(Package { dir: dir.to_owned(), manifest, model: Model::from(graph), rules, params })
+        if let Some(key) = missing.keys().next() {
+            let name = shards.first().map_or(dir, |shard| shard.name());
+            return Err(Error::checkpoint(name, Some(key), "is missing"));
+        }
+        let qwix_compat = described.qwix_compat;
+        Ok(Package { dir: dir.to_owned(), qwix_compat, model, parameters, rules, shards, tensors })
     }
 
-    /// Checks the parameters' bytes against the hash in the manifest.
+    /// Checks every byte of the package against the hashes in the manifest, on all cores. [`verify_package`] says all
+    /// that is wrong rather than the first, and of files with hidden names too, which are the system's.
     ///
     /// # Errors
-    /// When they differ.
+    /// When something differs.
     pub fn verify(&self) -> Result<()> {
-        match self.manifest.files.get(PARAMS) {
-            Some(entry) => check_hash(&self.dir, PARAMS, entry),
-            None => Err(Error::package(&self.dir, format!("the manifest does not list `{PARAMS}`"))),
+        let mut faults = verify_package(&self.dir, &Verifying::default())?.into_iter();
+        match faults.find(|fault| !fault.file.starts_with('.')) {
+            None => Ok(()),
+            Some(fault) => Err(Error::package(&self.dir, format!("{fault}; quantize again"))),
         }
     }
 
     /// The quantized model.
-    pub fn model(&self) -> &Model {
-        &self.model
+    ///
+    /// # Errors
+    /// When the package has none, as it was quantized without a graph.
+    pub fn model(&self) -> Result<&Model> {
+        self.model.as_ref().ok_or_else(|| {
+            Error::package(
+                &self.dir,
+                "has parameters and no model: it was quantized without a graph, so it cannot run; `qwix dump` \
+                 writes its parameters, and `qwix quantize MODEL …` makes a package that runs",
+            )
+        })
+    }
+
+    /// The parameters of the model, inputs included; of a package without a model, its variables.
+    pub fn parameters(&self) -> &[Parameter] {
+        &self.parameters
     }
 
     /// The rules that it was quantized with, as JSON.
@@ -327,7 +204,7 @@ impl Package {
 
     /// Whether only what Qwix quantizes was quantized.
     pub fn qwix_compat(&self) -> bool {
-        self.manifest.qwix_compat
+        self.qwix_compat
     }
 
     /// One parameter, its arrays over the mapped file (see [`TensorFile::map`]).
@@ -335,9 +212,11 @@ impl Package {
     /// # Errors
     /// When it cannot be read, or its parts do not fit each other.
     pub fn read(&self, parameter: &Parameter) -> Result<Value> {
+        let missing = || Error::package(&self.dir, format!("parameter `{}` is not whole", parameter.path));
         let mut parts = Vec::new();
         for (key, ty) in stored(parameter)? {
-            parts.push(self.params.map(&key)?.reinterpret(ty.dtype, &ty.shape)?);
+            let shard = self.tensors.get(&key).and_then(|&shard| self.shards.get(shard));
+            parts.push(shard.ok_or_else(missing)?.map(&key)?.reinterpret(ty.dtype, &ty.shape)?);
         }
         value_of(parameter, parts)
     }
@@ -347,8 +226,8 @@ impl Package {
     /// # Errors
     /// When a parameter cannot be read, or the backend cannot run the model or has no room for it.
     pub fn compile(&self, backend: &dyn Backend) -> Result<Box<dyn Executable>> {
-        let mut loader = backend.load(&self.model)?;
-        for (_, parameter) in self.model.variables() {
+        let mut loader = backend.load(self.model()?)?;
+        for parameter in self.parameters.iter().filter(|p| p.role == Role::Variable) {
             loader.put(&parameter.path, self.read(parameter)?)?;
         }
         Ok(loader.finish()?)
@@ -359,12 +238,8 @@ impl Package {
     /// # Errors
     /// When one cannot be read.
     pub fn read_all(&self) -> Result<Params> {
-        self.model
-            .parameters
-            .iter()
-            .filter(|p| p.role == Role::Variable)
-            .map(|p| Ok((p.path.clone(), self.read(p)?)))
-            .collect()
+        let variables = self.parameters.iter().filter(|p| p.role == Role::Variable);
+        variables.map(|p| Ok((p.path.clone(), self.read(p)?))).collect()
     }
 }
 
@@ -378,13 +253,22 @@ fn differing(found: &[Parameter], expected: &[Parameter]) -> Option<(String, Str
     Some((say(found.get(at)), say(expected.get(at))))
 }
 
+/// The names that the files of a package have.
+fn known_files(described: &Described) -> BTreeSet<&str> {
+    let listed = described.files.keys().chain(described.shards.keys()).map(String::as_str);
+    let own: &[&str] =
+        if described.version == OLD_VERSION { &[MANIFEST] } else { &[MANIFEST, MANIFEST_HASH] };
+    listed.chain(own.iter().copied()).collect()
+}
+
 /// A file that is not read would be believed to count.
-fn no_other_files(dir: &FilePath) -> Result<()> {
+fn no_other_files(dir: &FilePath, described: &Described) -> Result<()> {
     let io = |e| Error::io("read", dir, e);
+    let known = known_files(described);
     for entry in std::fs::read_dir(dir).map_err(io)? {
         let name = entry.map_err(io)?.file_name();
         let hidden = name.as_encoded_bytes().starts_with(b".");
-        if !hidden && [MANIFEST, MODEL, PARAMS, RULES].iter().all(|known| *known != name) {
+        if !hidden && !name.to_str().is_some_and(|name| known.contains(name)) {
             let name = name.to_string_lossy();
             return Err(Error::package(
                 dir,
@@ -395,7 +279,33 @@ fn no_other_files(dir: &FilePath) -> Result<()> {
     Ok(())
 }
 
-fn read_manifest(dir: &FilePath) -> Result<Manifest> {
+/// Whether a directory holds a package and nothing else, so that it may be replaced.
+pub(crate) fn is_package(dir: &FilePath) -> Result<bool> {
+    if !dir.join(MANIFEST).is_file() {
+        return Ok(false);
+    }
+    match read_manifest(dir) {
+        Ok((described, _)) => no_other_files(dir, &described).map(|()| true),
+        // It says that it is one, but not what belongs to it.
+        Err(_) => {
+            let io = |e| Error::io("read", dir, e);
+            for entry in std::fs::read_dir(dir).map_err(io)? {
+                let name = entry.map_err(io)?.file_name().to_string_lossy().into_owned();
+                let shard = name.starts_with("params") && name.ends_with(".safetensors");
+                if !shard && ![MANIFEST, MANIFEST_HASH, MODEL, RULES, INDEX].contains(&name.as_str()) {
+                    return Err(Error::package(
+                        dir,
+                        format!("holds `{name}`, which is no part of a package; move it away"),
+                    ));
+                }
+            }
+            Ok(true)
+        }
+    }
+}
+
+/// Reads a manifest and checks that it is whole; with the hashes of the tensors, which version 1 does not have.
+fn read_manifest(dir: &FilePath) -> Result<(Described, BTreeMap<String, String>)> {
     let bad = |reason: String| Error::package(dir, reason);
     if !dir.is_dir() {
         return Err(bad("is not a directory; expected one that `qwix quantize` wrote".into()));
@@ -409,39 +319,99 @@ fn read_manifest(dir: &FilePath) -> Result<Manifest> {
     if heading.format != FORMAT {
         return Err(bad(format!("`{MANIFEST}`: format is `{}`, expected `{FORMAT}`", heading.format)));
     }
-    if heading.version != VERSION {
-        return Err(bad(format!(
-            "`{MANIFEST}`: version {} is not known to this tool, which reads version {VERSION}; quantize again",
-            heading.version
-        )));
+    match heading.version {
+        OLD_VERSION => {
+            let manifest: OldManifest =
+                serde_json::from_str(&text).map_err(|e| bad(format!("`{MANIFEST}`: {e}")))?;
+            let mut files = manifest.files;
+            let allowed = [MODEL, OLD_PARAMS, RULES];
+            check_names(dir, files.keys(), &allowed, &allowed)?;
+            let params = files.remove(OLD_PARAMS);
+            let params = params.map(|entry| (OLD_PARAMS.to_owned(), ShardHashes::Whole(entry)));
+            let described = Described {
+                version: OLD_VERSION,
+                qwix_compat: manifest.qwix_compat,
+                parameters: manifest.parameters,
+                files,
+                shards: params.into_iter().collect(),
+            };
+            Ok((described, BTreeMap::new()))
+        }
+        VERSION => {
+            let manifest: Manifest =
+                serde_json::from_str(&text).map_err(|e| bad(format!("`{MANIFEST}`: {e}")))?;
+            let said = read_text(&dir.join(MANIFEST_HASH))?;
+            if said != hash_line(&text) {
+                return Err(bad(format!(
+                    "`{MANIFEST}` is not as it was written: its sha256 is {}, `{MANIFEST_HASH}` says otherwise; \
+                     quantize again",
+                    sha256(text.as_bytes())
+                )));
+            }
+            check_names(dir, manifest.files.keys(), &[MODEL, RULES, INDEX], &[RULES, INDEX])?;
+            let plain = |name: &String| {
+                name.starts_with("params-") && name.ends_with(".safetensors") && !name.contains(['/', '\\'])
+            };
+            if let Some(name) = manifest.shards.keys().find(|name| !plain(name)) {
+                return Err(bad(format!("the manifest lists `{name}`, which is no name of a shard")));
+            }
+            let shards = manifest.shards.into_iter().map(|(name, entry)| {
+                (name, ShardHashes::Parts { bytes: entry.bytes, header: entry.header_sha256 })
+            });
+            let described = Described {
+                version: VERSION,
+                qwix_compat: manifest.qwix_compat,
+                parameters: manifest.parameters,
+                files: manifest.files,
+                shards: shards.collect(),
+            };
+            Ok((described, manifest.tensors))
+        }
+        version => Err(bad(format!(
+            "`{MANIFEST}`: version {version} is not known to this tool, which reads versions {OLD_VERSION} and \
+             {VERSION}; quantize again"
+        ))),
     }
-    serde_json::from_str(&text).map_err(|e| bad(format!("`{MANIFEST}`: {e}")))
 }
 
-fn hash(file: &FilePath) -> Result<FileEntry> {
-    let io = |e| Error::io("read", file, e);
-    let mut input = File::open(file).map_err(io)?;
-    let mut digest = Sha256::new();
-    let mut bytes = 0u64;
-    let mut buffer = vec![0; 1 << 16];
-    loop {
-        let n = input.read(&mut buffer).map_err(io)?;
-        if n == 0 {
-            break;
-        }
-        digest.update(&buffer[..n]);
-        bytes += n as u64;
+fn check_names<'a>(
+    dir: &FilePath,
+    listed: impl Iterator<Item = &'a String> + Clone,
+    allowed: &[&str],
+    wanted: &[&str],
+) -> Result<()> {
+    if let Some(name) = listed.clone().find(|name| !allowed.contains(&name.as_str())) {
+        let reason = format!("the manifest lists `{name}`, which is no part of a package");
+        return Err(Error::package(dir, reason));
     }
-    let sha256 = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(FileEntry { bytes, sha256 })
+    match wanted.iter().find(|&&name| !listed.clone().any(|n| n == name)) {
+        Some(name) => Err(Error::package(dir, format!("the manifest does not list `{name}`"))),
+        None => Ok(()),
+    }
+}
+
+fn check_size(dir: &FilePath, name: &str, bytes: u64) -> Result<()> {
+    let file = dir.join(name);
+    let size = std::fs::metadata(&file).map_err(|e| Error::io("read", &file, e))?.len();
+    if size == bytes {
+        return Ok(());
+    }
+    Err(Error::package(dir, format!("`{name}` is {size} bytes long, the manifest says {bytes}")))
 }
 
 fn check_hash(dir: &FilePath, name: &str, entry: &FileEntry) -> Result<()> {
-    if hash(&dir.join(name))? == *entry {
+    let (bytes, sha256) = hash_file(&dir.join(name))?;
+    if (bytes, &sha256) == (entry.bytes, &entry.sha256) {
         return Ok(());
     }
     Err(Error::package(
         dir,
         format!("`{name}` is not as it was written (its sha256 differs); quantize again"),
     ))
+}
+
+/// The paths of the variables among parameters.
+pub(crate) fn variables(parameters: &[Parameter]) -> BTreeMap<Path, Parameter> {
+    let variables = parameters.iter().filter(|p| p.role == Role::Variable);
+    variables.map(|p| (p.path.clone(), p.clone())).collect()
 }
