@@ -51,14 +51,23 @@ fn minmax_body(values: &[f32]) -> (f32, f32) {
     (low.into_iter().fold(f32::INFINITY, smaller), high.into_iter().fold(f32::NEG_INFINITY, larger))
 }
 
+/// Adding this to a number of small magnitude rounds it to an integer, half to even, which is then in the low bits.
+const MAGIC: f32 = 12_582_912.0;
+
+/// The nearest integer between bounds that are integers of int8's range, half to even; NaN becomes 0.
+#[inline(always)]
+fn to_i8(q: f32, low: f32, high: f32) -> i8 {
+    // Between the bounds before it is rounded is between them after.
+    let q = if q < low { low } else { q };
+    let q = if q > high { high } else { q };
+    let q = if q.is_nan() { 0.0 } else { q };
+    (q + MAGIC).to_bits() as i8
+}
+
 #[inline(always)]
 fn quantize_body(values: &[f32], reciprocal: f32, zero_point: f32, low: f32, high: f32, out: &mut [i8]) {
     for (out, &v) in out.iter_mut().zip(values) {
-        let q = (v * reciprocal + zero_point).round_ties_even();
-        // The bounds are integers of int8's range, and NaN becomes 0.
-        let q = if q < low { low } else { q };
-        let q = if q > high { high } else { q };
-        *out = if q.is_nan() { 0 } else { q as i32 as i8 };
+        *out = to_i8(v * reciprocal + zero_point, low, high);
     }
 }
 
@@ -72,10 +81,7 @@ fn absmax_rows_body(totals: &mut [f32], values: &[f32]) {
 #[inline(always)]
 fn quantize_columns_body(values: &[f32], reciprocals: &[f32], low: f32, high: f32, out: &mut [i8]) {
     for ((out, &v), &reciprocal) in out.iter_mut().zip(values).zip(reciprocals) {
-        let q = (v * reciprocal).round_ties_even();
-        let q = if q < low { low } else { q };
-        let q = if q > high { high } else { q };
-        *out = if q.is_nan() { 0 } else { q as i32 as i8 };
+        *out = to_i8(v * reciprocal, low, high);
     }
 }
 

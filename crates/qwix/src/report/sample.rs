@@ -132,13 +132,13 @@ pub(super) fn look_at_piece(
     }
     let count = qwix_array::element_count(shape).unwrap_or(0);
     let (mut numbers, mut local) = (Vec::new(), Vec::new());
-    for (number, place) in places(count).enumerate() {
-        let at = split(place, shape);
-        if at.iter().zip(region).all(|(i, range)| range.contains(i)) {
-            let at: Vec<usize> = at.iter().zip(region).map(|(i, range)| i - range.start).collect();
-            numbers.push(number);
-            local.push(joined(&at, &sizes));
-        }
+    if sizes.contains(&0) {
+        return Ok(Vec::new());
+    }
+    // There are many pieces: only the places between a piece's first and last element are looked at.
+    let corner = |of: fn(&Range<usize>) -> usize| joined(&region.iter().map(of).collect::<Vec<_>>(), shape);
+    for number in stretches(count, corner(|range| range.start), corner(|range| range.end - 1)) {
+        local.extend(index_in(place(count, number), shape, region).inspect(|_| numbers.push(number)));
     }
     Ok(numbers.into_iter().zip(elements(float, &local, made, &local)?).collect())
 }
@@ -174,12 +174,38 @@ fn bounds(qtype: &QType, asymmetric: bool) -> (f64, f64) {
 
 /// The elements to look at, ascending: all, or one in each of [`SAMPLED`] stretches, scattered so that no axis is in step.
 fn places(count: usize) -> impl Iterator<Item = usize> {
+    (0..count.min(SAMPLED)).map(move |number| place(count, number))
+}
+
+/// The place of this number among those of so many elements.
+fn place(count: usize, number: usize) -> usize {
+    let stretches = count.min(SAMPLED).max(1);
+    let border = |i: usize| (i as u128 * count as u128 / stretches as u128) as usize;
+    let (start, end) = (border(number), border(number + 1));
+    start + (scattered(number as u64) % (end - start).max(1) as u64) as usize
+}
+
+/// The numbers of the places that may lie between two elements, both included.
+fn stretches(count: usize, first: usize, last: usize) -> Range<usize> {
     let stretches = count.min(SAMPLED);
-    let border = move |i: usize| (i as u128 * count as u128 / stretches as u128) as usize;
-    (0..stretches).map(move |i| {
-        let (start, end) = (border(i), border(i + 1));
-        start + (scattered(i as u64) % (end - start) as u64) as usize
-    })
+    let number = |element: usize| (element as u128 * stretches as u128 / count.max(1) as u128) as usize;
+    // Borders are rounded down, so an element at one may be of the stretch that follows.
+    number(first)..(number(last) + 2).min(stretches)
+}
+
+/// The index in a region of an array of the element of this index in the array, where it lies in the region.
+fn index_in(mut index: usize, shape: &[usize], region: &[Range<usize>]) -> Option<usize> {
+    let (mut local, mut step) = (0, 1);
+    for (&size, range) in shape.iter().zip(region).rev() {
+        let at = index % size.max(1);
+        index /= size.max(1);
+        if !range.contains(&at) {
+            return None;
+        }
+        local += (at - range.start) * step;
+        step *= range.len();
+    }
+    Some(local)
 }
 
 /// The finisher of SplitMix64: any number into one that looks like chance.
@@ -249,10 +275,15 @@ impl<'a> Steps<'a> {
 }
 
 /// The entry of a scale (or zero point) that serves an element.
-fn entry(index: usize, shape: &[usize], scales: &[usize]) -> usize {
-    let at = split(index, shape).into_iter().zip(shape.iter().zip(scales));
-    let at: Vec<usize> = at.map(|(i, (&size, &scales))| i / (size / scales.max(1)).max(1)).collect();
-    joined(&at, scales)
+fn entry(mut index: usize, shape: &[usize], scales: &[usize]) -> usize {
+    let (mut entry, mut step) = (0, 1);
+    for (&size, &scales) in shape.iter().zip(scales).rev() {
+        let at = index % size.max(1);
+        index /= size.max(1);
+        entry += at / (size / scales.max(1)).max(1) * step;
+        step *= scales;
+    }
+    entry
 }
 
 /// Some elements of an array, as an array of one axis.
