@@ -179,7 +179,7 @@ fn places(count: usize) -> impl Iterator<Item = usize> {
 
 /// The place of this number among those of so many elements.
 fn place(count: usize, number: usize) -> usize {
-    let stretches = count.min(SAMPLED).max(1);
+    let stretches = count.clamp(1, SAMPLED);
     let border = |i: usize| (i as u128 * count as u128 / stretches as u128) as usize;
     let (start, end) = (border(number), border(number + 1));
     start + (scattered(number as u64) % (end - start).max(1) as u64) as usize
