@@ -68,9 +68,7 @@ fn static_graphs_are_the_native_engines() {
                     continue;
                 };
                 let apart = apart(found, &expected);
-                // The weights of this graph are quantized as it runs, and the largest of each lies on a tie.
-                let budget = if common::is_cpu() { budget(&expected) } else { 2f64.powi(-6) };
-                if apart.is_nan() || apart > budget {
+                if apart.is_nan() || apart > budget(&expected) {
                     wrong.push(format!("{name}: statistics {path} differ by {apart:.2e}"));
                 }
             }

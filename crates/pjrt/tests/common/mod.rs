@@ -85,7 +85,7 @@ pub fn device(client: &Client, number: usize) -> &Device {
 /// type narrower than f32 is rounded after other steps.
 pub fn device_budget(dtype: DType) -> f64 {
     match dtype {
-        DType::BF16 => 2f64.powi(-5),
+        DType::BF16 => 2f64.powi(-6),
         DType::F16 => 2f64.powi(-9),
         _ => 1e-4,
     }
